@@ -1,0 +1,1 @@
+//! Durations as Istio's API takes them.

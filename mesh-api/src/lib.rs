@@ -1,0 +1,12 @@
+//! The mesh's vocabulary: policy kinds as users write them, the compiled model that proxies act on, and the protocol
+//! between control plane and proxies. Types and pure functions only: no input or output, nothing asynchronous.
+
+#[cfg(feature = "crd")]
+pub mod crd;
+pub mod duration;
+pub mod identity;
+pub mod model;
+pub mod names;
+#[cfg(feature = "crd")]
+pub mod validate;
+pub mod wire;

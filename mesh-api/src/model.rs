@@ -1,0 +1,1 @@
+//! The compiled, proxy-facing model.

@@ -1,0 +1,1 @@
+//! Host names and references to policy objects.
