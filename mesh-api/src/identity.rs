@@ -120,13 +120,20 @@ impl FromStr for SpiffeId {
         let name = |part: &str| {
             !part.is_empty()
                 && part.len() <= 253
-                && part.bytes().all(|c| matches!(c, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' | b'_'))
+                && part
+                    .bytes()
+                    .all(|c| matches!(c, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' | b'_'))
         };
         let rest = text.strip_prefix(SCHEME).ok_or_else(invalid)?;
         let mut parts = rest.split('/');
-        let (Some(domain), Some("ns"), Some(namespace), Some("sa"), Some(account), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
-        else {
+        let (Some(domain), Some("ns"), Some(namespace), Some("sa"), Some(account), None) = (
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+        ) else {
             return Err(invalid());
         };
         if domain.parse::<TrustDomain>().is_err() || !name(namespace) || !name(account) {
