@@ -11,3 +11,7 @@ pub mod discovery {
 pub mod ca {
     tonic::include_proto!("istio.v1.auth");
 }
+
+mod resource_type;
+
+pub use resource_type::ResourceType;

@@ -1,1 +1,3 @@
-//! Placeholder until the first module lands.
+//! The control plane: sources of policy, the world, the compiler, delta discovery and the certificate authority.
+
+pub mod discovery;
