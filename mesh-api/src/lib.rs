@@ -1,6 +1,7 @@
 //! The mesh's vocabulary: policy kinds as users write them, the compiled model that proxies act on, and the protocol
 //! between control plane and proxies. Types and pure functions only: no input or output, nothing asynchronous.
 
+pub mod bootstrap;
 #[cfg(feature = "crd")]
 pub mod crd;
 pub mod duration;

@@ -1,3 +1,6 @@
 //! The control plane: sources of policy, the world, the compiler, delta discovery and the certificate authority.
 
+pub mod ca;
 pub mod discovery;
+pub mod grpc;
+pub mod tls;
