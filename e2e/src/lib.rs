@@ -1,1 +1,5 @@
-//! placeholder
+//! What the tests and benchmarks of several processes share: finding rival proxies, starting and measuring processes,
+//! making load. Nothing here is part of the mesh.
+
+pub mod bench;
+pub mod peers;

