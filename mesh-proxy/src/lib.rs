@@ -1,1 +1,6 @@
-//! Placeholder until the first module lands.
+//! The data plane: one process beside each workload.
+
+pub mod detect;
+pub mod identity;
+pub mod io;
+pub mod tls;
