@@ -46,3 +46,57 @@ fn service_name(path: &str) -> &str {
         .and_then(|rest| rest.split_once('/'))
         .map_or("", |(service, _)| service)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers with its own number as the status.
+    #[derive(Clone)]
+    struct Numbered<const N: u16>;
+
+    impl NamedService for Numbered<201> {
+        const NAME: &'static str = "a.First";
+    }
+
+    impl NamedService for Numbered<202> {
+        const NAME: &'static str = "a.Second";
+    }
+
+    impl<const N: u16> Service<Request<Body>> for Numbered<N> {
+        type Response = Response<Body>;
+        type Error = Infallible;
+        type Future = Ready<Outcome>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Request<Body>) -> Self::Future {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = N.try_into().unwrap();
+            ready(Ok(response))
+        }
+    }
+
+    #[tokio::test]
+    async fn calls_go_where_their_path_says() {
+        let mut services = Services(Numbered::<201>, Numbered::<202>);
+        for (path, status, grpc) in [
+            ("/a.First/Method", 201, None),
+            ("/a.Second/Method", 202, None),
+            ("/a.First", 200, Some("12")),
+            ("/a.Third/Method", 200, Some("12")),
+            ("/", 200, Some("12")),
+        ] {
+            let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+            let response = services.call(request).await.unwrap();
+            assert_eq!(response.status(), status, "{path}");
+            assert_eq!(
+                response.headers().get("grpc-status").map(|code| code.to_str().unwrap()),
+                grpc,
+                "{path}"
+            );
+        }
+    }
+}
