@@ -1,6 +1,8 @@
 //! The data plane: one process beside each workload.
 
 pub mod detect;
+pub mod flags;
 pub mod identity;
 pub mod io;
+pub mod telemetry;
 pub mod tls;
