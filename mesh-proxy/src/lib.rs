@@ -1,8 +1,10 @@
 //! The data plane: one process beside each workload.
 
+pub mod body;
 pub mod detect;
 pub mod flags;
 pub mod identity;
 pub mod io;
 pub mod telemetry;
 pub mod tls;
+pub mod upstream;
