@@ -257,7 +257,7 @@ pub struct RetryPolicy {
 pub enum RetryCondition {
     /// Any 5xx, or no response at all (timeout, reset, connect failure).
     ServerError,
-    /// 502, 503 or 504.
+    /// 502, 503 or 504, or no response at all.
     GatewayError,
     /// No response: disconnect, reset or read timeout.
     Reset,
@@ -267,7 +267,7 @@ pub enum RetryCondition {
     ConnectFailure,
     /// 409.
     Retriable4xx,
-    /// HTTP/2 REFUSED_STREAM, or the mesh's `UO`.
+    /// HTTP/2 REFUSED_STREAM. What a circuit breaker sheds (`UO`) is never tried again, as in Envoy.
     RefusedStream,
     /// A status listed by number.
     Status(StatusCode),

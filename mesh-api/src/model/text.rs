@@ -31,13 +31,18 @@ impl FullRegex {
     /// # Errors
     /// When the expression does not parse or is too large.
     pub fn new(source: &str) -> Result<Self, InvalidRegex> {
-        let regex = regex::RegexBuilder::new(&format!("^(?:{source})$"))
-            .size_limit(REGEX_SIZE_LIMIT)
-            .build()
-            .map_err(|error| InvalidRegex {
-                expression: source.to_owned(),
-                reason: error.to_string(),
-            })?;
+        let compile = |expression: &str| {
+            regex::RegexBuilder::new(expression)
+                .size_limit(REGEX_SIZE_LIMIT)
+                .build()
+                .map_err(|error| InvalidRegex {
+                    expression: source.to_owned(),
+                    reason: error.to_string(),
+                })
+        };
+        // By itself first: `a)|(b` is only an expression between the brackets, and would escape the anchors.
+        compile(source)?;
+        let regex = compile(&format!("^(?:{source})$"))?;
         Ok(Self {
             source: source.into(),
             regex,
@@ -253,5 +258,27 @@ impl IpBlocks {
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|range| range.contains(&address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expressions_match_the_whole_text() {
+        let matches = |source: &str, text: &str| FullRegex::new(source).unwrap().is_match(text);
+        assert!(matches("a|b", "b"));
+        assert!(!matches("a|b", "ab"));
+        assert!(!matches("a", "a\n"));
+        assert!(matches("", ""));
+        assert!(!matches("", "a"));
+    }
+
+    #[test]
+    fn expressions_that_escape_the_anchors_are_refused() {
+        for source in ["a)|(b", "a)|(?:b", "(", "[", "a{99999999}"] {
+            assert!(FullRegex::new(source).is_err(), "{source}");
+        }
     }
 }
