@@ -1,10 +1,12 @@
 //! The data plane: one process beside each workload.
 
+pub mod admin;
 pub mod body;
 pub mod detect;
 pub mod flags;
 pub mod identity;
 pub mod io;
+pub mod logging;
 pub mod policy;
 pub mod telemetry;
 pub mod tls;
