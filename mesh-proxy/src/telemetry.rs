@@ -36,7 +36,7 @@ use mesh_api::model::{self, AccessLogFormat, MeshSettings, Workload};
 
 pub use access_log::AccessLog;
 pub use edge::{Edge, RequestProtocol};
-pub use format::{FormatError, LogFormat};
+pub use format::{FormatError, ISTIO_TEXT, LogFormat};
 pub use labels::{EdgeKey, EdgeService, Reporter, Security};
 pub use record::{CapturedHeaders, Headers, LogRecord};
 pub use recorder::ProcessMetrics;
@@ -392,3 +392,6 @@ fn sweep(edges: &mut HashMap<Box<str>, Arc<Edge>, foldhash::fast::RandomState>, 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -250,3 +250,6 @@ fn wait_for_lines(queue: &Queue) -> (bool, u64) {
     state.wake = false;
     (state.end, state.flush)
 }
+
+#[cfg(test)]
+mod tests;

@@ -364,3 +364,6 @@ impl HeaderKey {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -319,3 +319,6 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, text: &[u8]) {
         headers.insert(name, value);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -168,3 +168,6 @@ impl TraceContext {
         if self.is_sampled() { &WANTED } else { &[] }
     }
 }
+
+#[cfg(test)]
+mod tests;
