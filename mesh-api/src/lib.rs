@@ -9,5 +9,7 @@ pub mod identity;
 pub mod model;
 pub mod names;
 #[cfg(feature = "crd")]
+pub mod source;
+#[cfg(feature = "crd")]
 pub mod validate;
 pub mod wire;

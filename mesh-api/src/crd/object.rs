@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use kube::core::{ObjectMeta, Resource};
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
 pub type Timestamp = k8s_openapi::jiff::Timestamp;
 
 /// Which object is meant, whatever its version.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct ObjectRef {
     /// Its kind.
     pub kind: Kind,
@@ -32,6 +33,12 @@ impl fmt::Display for ObjectRef {
         } else {
             write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
         }
+    }
+}
+
+impl From<&ObjectRef> for crate::names::ObjectRef {
+    fn from(reference: &ObjectRef) -> Self {
+        Self::new(reference.kind.as_str(), &reference.namespace, &reference.name)
     }
 }
 
@@ -171,6 +178,12 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for Kind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 

@@ -302,7 +302,7 @@ pub struct RegexRewrite {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpRetry {
-    /// Retries after the first try; 0 disables.
+    /// Retries after the first try; 0, also the value where it is left out, disables.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<i32>,
     /// Limit for each try; absent is that of the route.
@@ -361,7 +361,7 @@ pub struct FaultAbort {
     /// The HTTP status.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http_status: Option<i32>,
-    /// The gRPC status, by name or number.
+    /// The gRPC status, by name: `UNAVAILABLE`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grpc_status: Option<String>,
     /// The HTTP/2 error; Istio hides it.

@@ -1,0 +1,316 @@
+//! Judges objects together: what refers to nothing, what is there twice, and what contradicts each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::crd::destination_rule::DestinationRuleSpec;
+use crate::crd::virtual_service::VirtualServiceSpec;
+use crate::crd::{Object, ObjectRef};
+use crate::source::{Diagnostic, FieldPath, Finding, Loaded};
+
+use super::text::covers;
+
+/// The domain that short names of services are completed with.
+const SERVICE_DOMAIN: &str = "svc.cluster.local";
+
+/// Judges a set of objects for what one object alone does not show. What [`super::check`] finds is not repeated.
+///
+/// Hosts and subsets that no object defines are only reported when services are among the objects: without them,
+/// others must be known elsewhere.
+pub fn analyze_set(objects: &[Loaded]) -> Vec<Diagnostic> {
+    let set = Set::new(objects);
+    let mut diagnostics = set.duplicates();
+    for loaded in objects {
+        let findings = match &loaded.object {
+            Object::VirtualService(object) => set.virtual_service(loaded, &object.spec),
+            Object::DestinationRule(object) => set.destination_rule(loaded, &object.spec),
+            _ => Vec::new(),
+        };
+        diagnostics.extend(findings.into_iter().map(|finding| loaded.locate(finding)));
+    }
+    diagnostics
+}
+
+/// A host as an object in a namespace means it: short names are those of services of the namespace.
+fn resolve(host: &str, namespace: &str) -> String {
+    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    if host.contains(['.', '*']) {
+        host
+    } else {
+        format!("{host}.{namespace}.{SERVICE_DOMAIN}")
+    }
+}
+
+struct Set<'a> {
+    objects: &'a [Loaded],
+    /// Hosts of services, complete.
+    services: BTreeSet<String>,
+    /// Names of subsets by host.
+    subsets: BTreeMap<String, BTreeSet<&'a str>>,
+    /// VirtualServices that others delegate to.
+    delegates: BTreeSet<(String, String)>,
+}
+
+impl<'a> Set<'a> {
+    fn new(objects: &'a [Loaded]) -> Self {
+        let mut set = Self {
+            objects,
+            services: BTreeSet::new(),
+            subsets: BTreeMap::new(),
+            delegates: BTreeSet::new(),
+        };
+        for loaded in objects {
+            let namespace = loaded.object.namespace();
+            match &loaded.object {
+                Object::ServiceEntry(object) => {
+                    set.services
+                        .extend(object.spec.hosts.iter().map(|host| resolve(host, namespace)));
+                }
+                Object::DestinationRule(object) => {
+                    let names = object.spec.subsets.iter().map(|subset| subset.name.as_str());
+                    set.subsets
+                        .entry(resolve(&object.spec.host, namespace))
+                        .or_default()
+                        .extend(names);
+                }
+                Object::VirtualService(object) => {
+                    for delegate in object.spec.http.iter().filter_map(|route| route.delegate.as_ref()) {
+                        let of = delegate.namespace.as_deref().filter(|namespace| !namespace.is_empty());
+                        let name = delegate.name.clone().unwrap_or_default();
+                        set.delegates.insert((of.unwrap_or(namespace).to_owned(), name));
+                    }
+                }
+                _ => {}
+            }
+        }
+        set
+    }
+
+    /// Objects of the same kind, namespace and name, each at its own place.
+    fn duplicates(&self) -> Vec<Diagnostic> {
+        let mut seen: BTreeMap<ObjectRef, Vec<&Loaded>> = BTreeMap::new();
+        for loaded in self.objects {
+            seen.entry(loaded.reference()).or_default().push(loaded);
+        }
+        let mut diagnostics = Vec::new();
+        for (reference, places) in seen.iter().filter(|(_, places)| places.len() > 1) {
+            for loaded in places {
+                let others: Vec<String> = places
+                    .iter()
+                    .filter(|other| !std::ptr::eq(**other, *loaded))
+                    .map(|other| format!("{}:{}", other.file, other.line))
+                    .collect();
+                let message = format!("{reference} is defined as well in {}", others.join(", "));
+                let field = FieldPath::new("metadata.name");
+                diagnostics.push(loaded.locate(Finding::error(field, "duplicate-object", message)));
+            }
+        }
+        diagnostics
+    }
+
+    fn virtual_service(&self, loaded: &Loaded, spec: &VirtualServiceSpec) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let namespace = loaded.object.namespace();
+        let is_delegate = self
+            .delegates
+            .contains(&(namespace.to_owned(), loaded.object.name().to_owned()));
+        if spec.hosts.is_empty() && !is_delegate {
+            let hosts: BTreeSet<String> = destinations(spec).into_iter().map(|(d, _)| d.host.clone()).collect();
+            let hosts = hosts.into_iter().collect::<Vec<_>>().join(", ");
+            let message = format!(
+                "without hosts the rules apply to those of the destinations ({hosts}), and only while no other \
+                 VirtualService has them"
+            );
+            findings.push(Finding::warning(FieldPath::new("spec.hosts"), "no-hosts", message));
+        }
+        for (index, host) in spec.hosts.iter().enumerate() {
+            if let Some(other) = self.earlier_owner(loaded, &resolve(host, namespace)) {
+                let message = format!(
+                    "{} has the host {host:?} as well and takes precedence",
+                    other.reference()
+                );
+                let field = FieldPath::new("spec.hosts").index(index);
+                findings.push(Finding::warning(field, "conflict", message));
+            }
+        }
+        if self.services.is_empty() {
+            return findings;
+        }
+        for (destination, at) in destinations(spec) {
+            let host = resolve(&destination.host, namespace);
+            if !self
+                .services
+                .iter()
+                .any(|service| covers(service, &host) || covers(&host, service))
+            {
+                let message = format!("there is no service {host:?}");
+                findings.push(Finding::warning(at.field("host"), "unknown-host", message));
+            } else if let Some(subset) = &destination.subset {
+                let known = self
+                    .subsets
+                    .get(&host)
+                    .is_some_and(|subsets| subsets.contains(subset.as_str()));
+                if !known {
+                    let message = format!("no DestinationRule for {host} has a subset {subset:?}: requests get 503");
+                    findings.push(Finding::warning(at.field("subset"), "unknown-subset", message));
+                }
+            }
+        }
+        findings
+    }
+
+    /// Another VirtualService of the same namespace that has the host and goes first: the older, then by name.
+    fn earlier_owner(&self, loaded: &Loaded, host: &str) -> Option<&'a Loaded> {
+        let object = &loaded.object;
+        self.objects.iter().find(|other| {
+            let Object::VirtualService(candidate) = &other.object else {
+                return false;
+            };
+            other.object.namespace() == object.namespace()
+                && applies_in_mesh(&candidate.spec)
+                && precedes(other, loaded)
+                && candidate
+                    .spec
+                    .hosts
+                    .iter()
+                    .any(|h| resolve(h, object.namespace()) == host)
+        })
+    }
+
+    fn destination_rule(&self, loaded: &Loaded, spec: &DestinationRuleSpec) -> Vec<Finding> {
+        let namespace = loaded.object.namespace();
+        let host = resolve(&spec.host, namespace);
+        let mut findings = Vec::new();
+        let no_service = !self
+            .services
+            .iter()
+            .any(|service| covers(service, &host) || covers(&host, service));
+        if !self.services.is_empty() && no_service {
+            let message = format!("there is no service {host:?}");
+            findings.push(Finding::warning(FieldPath::new("spec.host"), "unknown-host", message));
+        }
+        for other in self.objects.iter().filter(|other| precedes(other, loaded)) {
+            let Object::DestinationRule(earlier) = &other.object else {
+                continue;
+            };
+            if other.object.namespace() != namespace || resolve(&earlier.spec.host, namespace) != host {
+                continue;
+            }
+            if earlier.spec.workload_selector != spec.workload_selector {
+                continue;
+            }
+            let theirs = blocks(&earlier.spec);
+            for block in blocks(spec).intersection(&theirs) {
+                let message = format!(
+                    "{} sets {block} for {host} as well and takes precedence",
+                    other.reference()
+                );
+                let field = FieldPath::new("spec.trafficPolicy").field(block);
+                findings.push(Finding::warning(field, "conflict", message));
+            }
+            for (index, subset) in spec.subsets.iter().enumerate() {
+                if earlier.spec.subsets.iter().any(|s| s.name == subset.name) {
+                    let message = format!(
+                        "{} defines the subset {:?} of {host} as well",
+                        other.reference(),
+                        subset.name
+                    );
+                    let field = FieldPath::new("spec.subsets").index(index).field("name");
+                    findings.push(Finding::warning(field, "conflict", message));
+                }
+            }
+            let both = |one: &DestinationRuleSpec, two: &DestinationRuleSpec| {
+                pool_connect_timeout(one) && timeout_connect_timeout(two)
+            };
+            if both(spec, &earlier.spec) || both(&earlier.spec, spec) {
+                let message = format!(
+                    "{} and this object set both connectionPool.tcp.connectTimeout, which wins, and timeout.connectTimeout",
+                    other.reference()
+                );
+                findings.push(Finding::warning(
+                    FieldPath::new("spec.trafficPolicy"),
+                    "conflict",
+                    message,
+                ));
+            }
+        }
+        findings
+    }
+}
+
+/// Whether one object goes before the other where only one can win. A missing timestamp counts as equal.
+fn precedes(one: &Loaded, other: &Loaded) -> bool {
+    let key = |loaded: &Loaded| (loaded.object.namespace().to_owned(), loaded.object.name().to_owned());
+    let order = match (one.object.creation_timestamp(), other.object.creation_timestamp()) {
+        (Some(a), Some(b)) => a.cmp(&b),
+        _ => std::cmp::Ordering::Equal,
+    };
+    one.object.kind() == other.object.kind() && order.then_with(|| key(one).cmp(&key(other))).is_lt()
+}
+
+fn applies_in_mesh(spec: &VirtualServiceSpec) -> bool {
+    spec.gateways.is_empty() || spec.gateways.iter().any(|gateway| gateway == "mesh")
+}
+
+/// All destinations that an object names, with where it names them.
+fn destinations(spec: &VirtualServiceSpec) -> Vec<(&crate::crd::common::Destination, FieldPath)> {
+    let mut found = Vec::new();
+    for (index, route) in spec.http.iter().enumerate() {
+        let at = FieldPath::new("spec.http").index(index);
+        for (index, leg) in route.route.iter().enumerate() {
+            found.push((&leg.destination, at.field("route").index(index).field("destination")));
+        }
+        if let Some(mirror) = &route.mirror {
+            found.push((mirror, at.field("mirror")));
+        }
+        for (index, mirror) in route.mirrors.iter().enumerate() {
+            found.push((
+                &mirror.destination,
+                at.field("mirrors").index(index).field("destination"),
+            ));
+        }
+    }
+    let tls = spec.tls.iter().map(|route| &route.route);
+    let tcp = spec.tcp.iter().map(|route| &route.route);
+    for (kind, routes) in [("spec.tls", tls.collect::<Vec<_>>()), ("spec.tcp", tcp.collect())] {
+        for (index, legs) in routes.into_iter().enumerate() {
+            let at = FieldPath::new(kind).index(index).field("route");
+            for (index, leg) in legs.iter().enumerate() {
+                found.push((&leg.destination, at.index(index).field("destination")));
+            }
+        }
+    }
+    found
+}
+
+/// The blocks that the top-level policy of a rule sets.
+fn blocks(spec: &DestinationRuleSpec) -> BTreeSet<&'static str> {
+    let Some(policy) = &spec.traffic_policy else {
+        return BTreeSet::new();
+    };
+    [
+        ("loadBalancer", policy.load_balancer.is_some()),
+        ("connectionPool", policy.connection_pool.is_some()),
+        ("outlierDetection", policy.outlier_detection.is_some()),
+        ("tls", policy.tls.is_some()),
+        ("retryPolicy", policy.retry_policy.is_some()),
+        ("timeout", policy.timeout.is_some()),
+    ]
+    .into_iter()
+    .filter(|(_, set)| *set)
+    .map(|(name, _)| name)
+    .collect()
+}
+
+fn pool_connect_timeout(spec: &DestinationRuleSpec) -> bool {
+    let pool = spec
+        .traffic_policy
+        .as_ref()
+        .and_then(|policy| policy.connection_pool.as_ref());
+    pool.and_then(|pool| pool.tcp.as_ref())
+        .is_some_and(|tcp| tcp.connect_timeout.is_some())
+}
+
+fn timeout_connect_timeout(spec: &DestinationRuleSpec) -> bool {
+    let timeout = spec.traffic_policy.as_ref().and_then(|policy| policy.timeout.as_ref());
+    timeout.is_some_and(|timeout| timeout.connect_timeout.is_some())
+}
