@@ -1,6 +1,9 @@
 //! The control plane: sources of policy, the world, the compiler, delta discovery and the certificate authority.
 
 pub mod ca;
+pub mod compile;
 pub mod discovery;
 pub mod grpc;
+pub mod source;
 pub mod tls;
+pub mod world;

@@ -125,4 +125,6 @@ pub enum Missing {
     Port,
     /// No DestinationRule defines the subset.
     Subset,
+    /// A DestinationRule asks for TLS that this release does not originate; plaintext would be no substitute.
+    Tls,
 }

@@ -61,6 +61,7 @@ fn encode_cluster(cluster: &Cluster) -> proto::Cluster {
                     Missing::Host => proto::Missing::Host,
                     Missing::Port => proto::Missing::Port,
                     Missing::Subset => proto::Missing::Subset,
+                    Missing::Tls => proto::Missing::Tls,
                 }
                 .into(),
             ),
@@ -84,6 +85,7 @@ fn decode_cluster(cluster: proto::Cluster) -> Result<Cluster, FieldError> {
             proto::Missing::Host => Missing::Host,
             proto::Missing::Port => Missing::Port,
             proto::Missing::Subset => Missing::Subset,
+            proto::Missing::Tls => Missing::Tls,
         }),
         None => return field::unspecified("endpoints"),
     };

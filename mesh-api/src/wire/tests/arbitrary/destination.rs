@@ -256,7 +256,7 @@ fn cluster() -> impl Strategy<Value = Cluster> {
     let endpoints = prop_oneof![
         texts().prop_map(EndpointSource::Slices),
         Just(EndpointSource::Passthrough),
-        select(vec![Missing::Host, Missing::Port, Missing::Subset]).prop_map(EndpointSource::Missing),
+        select(vec![Missing::Host, Missing::Port, Missing::Subset, Missing::Tls]).prop_map(EndpointSource::Missing),
     ];
     let budget = (0.0..=100.0_f64, any::<u32>()).prop_map(|(percent, min_concurrency)| RetryBudget {
         percent,

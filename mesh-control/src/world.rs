@@ -1,0 +1,220 @@
+//! What the control plane knows: events of the sources come in, distilled facts go out to `compile`.
+//!
+//! Every question that the compiler asks has an index, and every fact has a [`Key`]. Taking in an object says which keys
+//! it touches, so that a change costs what it touches and nothing is rebuilt as a whole. Nothing here decides what a
+//! policy means.
+
+mod age;
+mod export;
+pub mod hosts;
+pub mod key;
+mod registry;
+mod routing;
+mod security;
+mod service;
+mod traffic;
+mod workload;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use mesh_api::crd::mesh_config::MeshConfigSpec;
+use mesh_api::crd::{Kind, Object, ObjectRef};
+use mesh_api::identity::TrustDomain;
+
+pub use crate::discovery::resources::Key;
+use crate::source::Event;
+
+pub use age::Age;
+pub use export::{Export, Visibility};
+pub use registry::Registry;
+pub use routing::{Routing, VirtualService};
+pub use security::{AuthorizationPolicy, PeerAuthentication, Security, Selected};
+pub use service::{Members, Service, ServicePort, parse_range};
+pub use traffic::{DestinationRule, Traffic};
+pub use workload::{Address, Workload};
+
+/// What a world is told at its start and no object says.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Trust domain of the mesh, unless MeshConfig names one.
+    pub trust_domain: TrustDomain,
+    /// Namespace whose policies hold for the whole mesh, unless MeshConfig names one.
+    pub root_namespace: Arc<str>,
+    /// Suffix of services' names: short names are completed with `<namespace>.svc.<suffix>`.
+    pub cluster_domain: Arc<str>,
+    /// Cluster id in metrics.
+    pub cluster_id: Arc<str>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            trust_domain: TrustDomain::cluster_local(),
+            root_namespace: "mesh-system".into(),
+            cluster_domain: "cluster.local".into(),
+            cluster_id: "Kubernetes".into(),
+        }
+    }
+}
+
+/// Everything known, indexed.
+#[derive(Debug)]
+pub struct World {
+    options: Options,
+    /// Services and workloads.
+    pub registry: Registry,
+    /// VirtualServices.
+    pub routing: Routing,
+    /// DestinationRules.
+    pub traffic: Traffic,
+    /// AuthorizationPolicies and PeerAuthentications.
+    pub security: Security,
+    mesh_configs: Vec<(Age, Arc<MeshConfigSpec>)>,
+    trust_domain: TrustDomain,
+    trust_domain_aliases: Vec<TrustDomain>,
+    root_namespace: Arc<str>,
+}
+
+impl World {
+    /// An empty world.
+    #[must_use]
+    pub fn new(options: Options) -> Self {
+        Self {
+            registry: Registry::default(),
+            routing: Routing::default(),
+            traffic: Traffic::default(),
+            security: Security::default(),
+            mesh_configs: Vec::new(),
+            trust_domain: options.trust_domain.clone(),
+            trust_domain_aliases: Vec::new(),
+            root_namespace: options.root_namespace.clone(),
+            options,
+        }
+    }
+
+    /// Takes in an event; says which facts changed.
+    pub fn apply(&mut self, event: &Event) -> HashSet<Key> {
+        let mut touched = HashSet::new();
+        match event {
+            Event::Applied(object) => self.put(object, &mut touched),
+            Event::Deleted(reference) => self.remove(reference, &mut touched),
+            Event::Synced => {}
+        }
+        touched
+    }
+
+    fn put(&mut self, object: &Object, touched: &mut HashSet<Key>) {
+        let age = Age::of(object);
+        let domain = &self.options.cluster_domain;
+        match object {
+            Object::ServiceEntry(entry) => self.registry.put_service(Service::distil(age, &entry.spec), touched),
+            Object::WorkloadEntry(entry) => {
+                let labels = entry.metadata.labels.as_ref();
+                self.registry
+                    .put_workload(Workload::distil(&age, labels, &entry.spec), touched);
+            }
+            Object::VirtualService(object) => {
+                self.routing
+                    .put(VirtualService::distil(age, &object.spec, domain), touched);
+            }
+            Object::DestinationRule(object) => {
+                self.traffic
+                    .put(DestinationRule::distil(age, &object.spec, domain), touched);
+            }
+            Object::AuthorizationPolicy(object) => {
+                let annotations = object.metadata.annotations.as_ref();
+                self.security
+                    .put_authorization(AuthorizationPolicy::distil(age, annotations, &object.spec), touched);
+            }
+            Object::PeerAuthentication(object) => {
+                self.security
+                    .put_authentication(PeerAuthentication::distil(age, &object.spec), touched);
+            }
+            Object::MeshConfig(object) => self.put_mesh_config(age, &object.spec, touched),
+            // Accepted and validated, and reported as without effect by `analyze`: nothing of them is compiled.
+            Object::Gateway(_)
+            | Object::Sidecar(_)
+            | Object::WorkloadGroup(_)
+            | Object::ProxyConfig(_)
+            | Object::RequestAuthentication(_)
+            | Object::Telemetry(_) => {}
+        }
+    }
+
+    fn remove(&mut self, reference: &ObjectRef, touched: &mut HashSet<Key>) {
+        let (namespace, name) = (reference.namespace.as_str(), reference.name.as_str());
+        match reference.kind {
+            Kind::ServiceEntry => self.registry.remove_service(namespace, name, touched),
+            Kind::WorkloadEntry => self.registry.remove_workload(namespace, name, touched),
+            Kind::VirtualService => self.routing.remove(namespace, name, touched),
+            Kind::DestinationRule => self.traffic.remove(namespace, name, touched),
+            Kind::AuthorizationPolicy => self.security.remove_authorization(namespace, name, touched),
+            Kind::PeerAuthentication => self.security.remove_authentication(namespace, name, touched),
+            Kind::MeshConfig => {
+                self.mesh_configs.retain(|(age, _)| &*age.name != name);
+                self.settle_mesh_config(touched);
+            }
+            Kind::Gateway
+            | Kind::Sidecar
+            | Kind::WorkloadGroup
+            | Kind::ProxyConfig
+            | Kind::RequestAuthentication
+            | Kind::Telemetry => {}
+        }
+    }
+
+    fn put_mesh_config(&mut self, age: Age, spec: &MeshConfigSpec, touched: &mut HashSet<Key>) {
+        self.mesh_configs.retain(|(other, _)| other.name != age.name);
+        self.mesh_configs.push((age, Arc::new(spec.clone())));
+        self.mesh_configs.sort_by(|a, b| a.0.cmp(&b.0));
+        self.settle_mesh_config(touched);
+    }
+
+    fn settle_mesh_config(&mut self, touched: &mut HashSet<Key>) {
+        touched.insert(key::mesh());
+        let spec = self.mesh_configs.first().map(|(_, spec)| spec);
+        self.trust_domain = spec
+            .and_then(|spec| spec.trust_domain.as_deref()?.parse().ok())
+            .unwrap_or_else(|| self.options.trust_domain.clone());
+        self.trust_domain_aliases = spec
+            .map(|spec| spec.trust_domain_aliases.iter().filter_map(|alias| alias.parse().ok()))
+            .into_iter()
+            .flatten()
+            .collect();
+        self.root_namespace = spec
+            .and_then(|spec| spec.root_namespace.as_deref())
+            .filter(|namespace| !namespace.is_empty())
+            .map_or_else(|| self.options.root_namespace.clone(), Arc::from);
+    }
+
+    /// What the world was told at its start.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The mesh's settings: the oldest MeshConfig. Its key is [`key::mesh`].
+    #[must_use]
+    pub fn mesh_config(&self) -> Option<&MeshConfigSpec> {
+        self.mesh_configs.first().map(|(_, spec)| &**spec)
+    }
+
+    /// Trust domain of the mesh's identities. Its key is [`key::mesh`].
+    #[must_use]
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// Further trust domains of the mesh. Their key is [`key::mesh`].
+    #[must_use]
+    pub fn trust_domain_aliases(&self) -> &[TrustDomain] {
+        &self.trust_domain_aliases
+    }
+
+    /// Namespace whose policies hold for the whole mesh. Its key is [`key::mesh`].
+    #[must_use]
+    pub fn root_namespace(&self) -> &Arc<str> {
+        &self.root_namespace
+    }
+}
