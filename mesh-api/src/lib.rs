@@ -5,6 +5,8 @@ pub mod bootstrap;
 #[cfg(feature = "crd")]
 pub mod crd;
 pub mod duration;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod identity;
 pub mod model;
 pub mod names;

@@ -4,6 +4,8 @@ pub mod admin;
 pub mod body;
 pub mod detect;
 pub mod flags;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod identity;
 pub mod io;
 pub mod logging;
