@@ -134,7 +134,10 @@ fn a_change_touches_what_depends_on_it_and_nothing_else() {
             .replace("orders.default", "nobody.default"),
     );
     assert!(touches(&keys, &unknown));
-    assert_ne!(name(&service.ask(ResourceType::Destination, "nobody:8080")), "not found");
+    assert_ne!(
+        name(&service.ask(ResourceType::Destination, "nobody:8080")),
+        "not found"
+    );
 }
 
 #[test]

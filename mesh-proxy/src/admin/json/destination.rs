@@ -41,6 +41,7 @@ fn cluster(cluster: &Cluster) -> Value {
                 Missing::Host => "no such service",
                 Missing::Port => "the service has no such port",
                 Missing::Subset => "no DestinationRule defines the subset",
+                Missing::Tls => "its DestinationRule asks for TLS that this release does not originate",
             },
         ),
     }
