@@ -3,6 +3,8 @@
 pub mod admin;
 pub mod body;
 pub mod detect;
+pub mod directory;
+pub mod discovery;
 pub mod flags;
 #[doc(hidden)]
 pub mod fuzzing;
