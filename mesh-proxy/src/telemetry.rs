@@ -300,12 +300,11 @@ impl Telemetry {
         self.process.render(out);
     }
 
-    /// Writes out queued lines and spans, each at most for `deadline`. Blocks: not for a thread that runs a runtime.
-    pub fn flush(&self, deadline: Duration) {
-        if let Some(log) = self.access_log.active() {
-            log.writer.flush(deadline);
-        }
-        self.tracer.flush(deadline);
+    /// Writes out queued lines and spans, each at most for `deadline`, at the end of the process: later spans are lost.
+    /// Blocks, while the runtime of [`Options::runtime`] has to go on: call it from a thread of its own.
+    pub fn shutdown(&self, deadline: Duration) {
+        self.access_log.flush(deadline);
+        self.tracer.shutdown(deadline);
     }
 
     fn open_log(&self, wanted: &model::AccessLog) -> Result<Arc<ActiveLog>, ConfigureError> {
@@ -387,6 +386,14 @@ impl Telemetry {
 /// Hides idle series, and removes edges that nobody holds and that are idle altogether.
 fn sweep(edges: &mut HashMap<Box<str>, Arc<Edge>, foldhash::fast::RandomState>, now: u64, limit: u64) {
     edges.retain(|_, edge| !edge.sweep(now, limit) || Arc::strong_count(edge) > 1);
+}
+
+impl std::fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Telemetry")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -62,6 +62,13 @@ impl AccessLog {
         self.active.load().is_some()
     }
 
+    /// Waits until what was logged before is written, at most for `deadline`. Blocks.
+    pub fn flush(&self, deadline: Duration) {
+        if let Some(active) = self.active() {
+            active.writer.flush(deadline);
+        }
+    }
+
     /// Calls `with` with the format in force.
     pub(super) fn with_format<T>(&self, with: impl FnOnce(&LogFormat) -> T) -> Option<T> {
         self.active.load().as_ref().map(|active| with(&active.format))

@@ -232,6 +232,14 @@ impl Edge {
     }
 }
 
+impl std::fmt::Debug for Edge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Edge")
+            .field(&self.labels.as_deref().unwrap_or("beyond the bound"))
+            .finish()
+    }
+}
+
 fn sweep_series<C: super::series::Counts>(series: &Series<C>, now: u64, limit: u64) -> bool {
     let idle = series.idle_for(now) >= limit;
     if idle {

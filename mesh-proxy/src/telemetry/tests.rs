@@ -439,7 +439,7 @@ fn settings_change_while_running_and_wrong_ones_change_nothing() {
     telemetry.finish(&trace, "", &record);
     configure(path("a"), Some("two %BYTES_SENT%")).unwrap();
     telemetry.finish(&trace, "", &record);
-    telemetry.flush(Duration::from_secs(10));
+    telemetry.access_log().flush(Duration::from_secs(10));
     assert_eq!(read("a"), "one 5\ntwo 5\n");
 
     let error = configure(path("a"), Some("%NO%")).unwrap_err().to_string();
@@ -455,12 +455,12 @@ fn settings_change_while_running_and_wrong_ones_change_nothing() {
     });
     assert!(error.unwrap_err().to_string().contains("https://collector:4317"));
     telemetry.finish(&trace, "", &record);
-    telemetry.flush(Duration::from_secs(10));
+    telemetry.access_log().flush(Duration::from_secs(10));
     assert_eq!(read("a"), "one 5\ntwo 5\ntwo 5\n");
 
     configure(path("b"), Some("three")).unwrap();
     telemetry.finish(&trace, "", &record);
-    telemetry.flush(Duration::from_secs(10));
+    telemetry.access_log().flush(Duration::from_secs(10));
     assert_eq!((read("a").lines().count(), read("b")), (3, "three\n".to_owned()));
 }
 

@@ -58,8 +58,8 @@ impl Tracer {
         self.active.store(active);
     }
 
-    /// Sends what is queued, waiting for it at most for `deadline`.
-    pub(super) fn flush(&self, deadline: Duration) {
+    /// Sends what is queued, waiting for it at most for `deadline`, and ends.
+    pub(super) fn shutdown(&self, deadline: Duration) {
         if let Some(active) = self.active.load_full() {
             active.sink.shutdown(deadline);
         }

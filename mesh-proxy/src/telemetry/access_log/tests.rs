@@ -45,7 +45,7 @@ fn lines_of_all_threads_reach_the_file() {
             scope.spawn(move || (0..500).for_each(|line| log.log(&record(thread * 500 + line))));
         }
     });
-    log.active().unwrap().writer.flush(Duration::from_secs(10));
+    log.flush(Duration::from_secs(10));
     let text = std::fs::read_to_string(&path).unwrap();
     let mut lines = text.lines();
     assert_eq!(lines.next(), Some("before"), "files are appended to");
@@ -99,7 +99,7 @@ fn a_slow_reader_costs_lines_and_never_time() {
     }
     assert_eq!(dropped(&metrics), 7);
     drop(go_on);
-    log.active().unwrap().writer.flush(Duration::from_secs(10));
+    log.flush(Duration::from_secs(10));
     assert_eq!(lock(&taken).len(), (fitting + 1) * 1024);
 }
 
@@ -121,7 +121,7 @@ fn a_failing_target_is_counted() {
         "line",
     );
     (0..3).for_each(|_| log.log(&record(0)));
-    log.active().unwrap().writer.flush(Duration::from_secs(10));
+    log.flush(Duration::from_secs(10));
     assert_eq!(dropped(&metrics), 3);
 }
 

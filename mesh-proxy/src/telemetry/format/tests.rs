@@ -177,6 +177,8 @@ fn operators() {
         downstream_direct_remote_address: Some("127.0.0.9:1".parse().unwrap()),
         downstream_tls_version: Some("TLSv1.3"),
         flags: ResponseFlags::DI,
+        bytes_received: u64::MAX,
+        bytes_sent: 10,
         ..request(&request_headers, &response_headers)
     };
     for (format, expected) in [
@@ -220,6 +222,7 @@ fn operators() {
             "GET /status/418 TLSv1.3 1",
         ),
         ("%RESPONSE_FLAGS% 100%% %MESH_POLICY% %TRACE_ID%", "DI 100% - -"),
+        ("%BYTES_RECEIVED% %BYTES_SENT%", "18446744073709551615 10"),
         ("no operator at all\n", "no operator at all"),
     ] {
         assert_eq!(text(format, &record), expected, "{format}");

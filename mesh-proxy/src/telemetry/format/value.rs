@@ -350,8 +350,23 @@ impl Value<'_> {
         let _ = match self {
             Self::Missing | Self::Bytes(_) | Self::Detail(_) => Ok(()),
             Self::Static(text) => out.write_all(text.as_bytes()),
-            Self::Number(number) | Self::NumberText(number) => write!(out, "{number}"),
+            Self::Number(number) | Self::NumberText(number) => {
+                write_decimal(*number, out);
+                Ok(())
+            }
+            Self::Address(SocketAddr::V4(address)) => {
+                for (index, part) in address.ip().octets().into_iter().enumerate() {
+                    if index > 0 {
+                        out.push(b'.');
+                    }
+                    write_decimal(part.into(), out);
+                }
+                out.push(b':');
+                write_decimal(address.port().into(), out);
+                Ok(())
+            }
             Self::Address(address) => write!(out, "{address}"),
+            Self::Flags(flags) if flags.is_empty() => out.write_all(b"-"),
             Self::Ip(ip) => write!(out, "{ip}"),
             Self::Flags(flags) => write!(out, "{flags}"),
             Self::Trace(id) => write!(out, "{id}"),
@@ -362,6 +377,21 @@ impl Value<'_> {
             }
         };
     }
+}
+
+/// The machinery of `write!` costs several times the digits, and a line has a dozen numbers.
+fn write_decimal(mut number: u64, out: &mut Vec<u8>) {
+    let mut digits = [0; 20];
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[start..]);
 }
 
 fn truncated(bytes: &[u8], max: Option<usize>) -> &[u8] {
@@ -397,6 +427,14 @@ fn escape_byte(byte: u8, out: &mut Vec<u8>) {
 /// Appends a JSON string; bytes that are not UTF-8 become U+FFFD.
 fn write_json_string(bytes: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
+    if bytes
+        .iter()
+        .all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'))
+    {
+        out.extend_from_slice(bytes);
+        out.push(b'"');
+        return;
+    }
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
             match c {

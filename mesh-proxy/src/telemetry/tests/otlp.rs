@@ -181,8 +181,8 @@ async fn spans_of_both_sides_reach_the_collector() {
     assert_eq!(value(&server.attributes, "response_flags"), "UF");
     assert_eq!(server.status.as_ref().unwrap().message, "connection refused");
 
-    let flushing = Arc::clone(&telemetry);
-    tokio::task::spawn_blocking(move || flushing.flush(Duration::from_secs(5)))
+    let ending = Arc::clone(&telemetry);
+    tokio::task::spawn_blocking(move || ending.shutdown(Duration::from_secs(5)))
         .await
         .unwrap();
     let page = page(&telemetry);
