@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use mesh_api::wire::ResourceType;
+use mesh_api::wire::discovery::Node;
 use serde::{Deserialize, Serialize};
 
 use super::resources::Client;
@@ -21,6 +22,9 @@ pub struct ProxyStatus {
     pub version: String,
     /// Where it connects from.
     pub address: Option<SocketAddr>,
+    /// Where its administration listens, as it says (`ADMIN` in the node's metadata).
+    #[serde(default)]
+    pub admin: Option<SocketAddr>,
     /// Name of the control plane's replica.
     pub control_plane: String,
     /// Age of the stream.
@@ -76,6 +80,7 @@ pub(super) struct StreamStatus {
     pub(super) client: Client,
     pub(super) version: String,
     pub(super) address: Option<SocketAddr>,
+    pub(super) admin: Option<SocketAddr>,
     pub(super) since: Instant,
     types: Mutex<[TypeRecord; ResourceType::ALL.len()]>,
 }
@@ -138,12 +143,13 @@ impl Registry {
 }
 
 impl StreamStatus {
-    pub(super) fn new(id: u64, client: Client, version: String, address: Option<SocketAddr>) -> Self {
+    pub(super) fn new(id: u64, client: Client, node: &Node, address: Option<SocketAddr>) -> Self {
         Self {
             id,
             client,
-            version,
+            version: node.user_agent_version.clone(),
             address,
+            admin: metadata(node, "ADMIN").and_then(|text| text.parse().ok()),
             since: Instant::now(),
             types: Mutex::default(),
         }
@@ -160,6 +166,7 @@ impl StreamStatus {
             identity: self.client.identity.to_string(),
             version: self.version.clone(),
             address: self.address,
+            admin: self.admin,
             control_plane: control_plane.to_owned(),
             connected_seconds: self.since.elapsed().as_secs(),
             types: ResourceType::ALL
@@ -171,6 +178,13 @@ impl StreamStatus {
 
     fn lock(&self) -> MutexGuard<'_, [TypeRecord; ResourceType::ALL.len()]> {
         self.types.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn metadata<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
+    match &node.metadata.as_ref()?.fields.get(key)?.kind {
+        Some(prost_types::value::Kind::StringValue(text)) => Some(text),
+        _ => None,
     }
 }
 

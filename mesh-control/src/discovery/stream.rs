@@ -154,12 +154,7 @@ impl Stream {
         out: Outgoing,
     ) -> Self {
         let hints = shared.hints.join(&client.identity);
-        let status = StreamStatus::new(
-            shared.next_id(),
-            client.clone(),
-            node.user_agent_version.clone(),
-            address,
-        );
+        let status = StreamStatus::new(shared.next_id(), client.clone(), node, address);
         let status = Arc::new(status);
         shared.registry.add(status.clone());
         metrics::gauge!("pilot_xds").increment(1.0);
