@@ -324,3 +324,6 @@ impl Observer for Both {
         self.1.end(end, bytes);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,7 +21,7 @@ pub mod outbound;
 pub mod verify;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use verify::NotAPeer;
 

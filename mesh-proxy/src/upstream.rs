@@ -18,6 +18,8 @@ mod pool;
 mod registry;
 mod resolve;
 mod ring;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use clock::Clock;
 pub use cluster::{Cluster, NoEndpoint};

@@ -101,6 +101,23 @@ impl Drop for Source {
 }
 
 impl Copy {
+    /// A copy of a body that was read to its end.
+    #[cfg(test)]
+    pub(super) fn whole(pieces: VecDeque<Bytes>, trailers: Option<HeaderMap>) -> Self {
+        let queue = Queue {
+            bytes: pieces.iter().map(Bytes::len).sum(),
+            pieces,
+            trailers,
+            remaining: None,
+            limit: usize::MAX,
+            state: State::Ended,
+            waker: None,
+        };
+        Self {
+            queue: Rc::new(RefCell::new(queue)),
+        }
+    }
+
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut queue = self.queue.borrow_mut();
         if queue.state == State::TooSlow {

@@ -31,13 +31,13 @@ fn id(text: &str) -> SpiffeId {
 }
 
 /// An authority of the test's own.
-struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     root: CertificateDer<'static>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params
@@ -70,7 +70,7 @@ impl Authority {
         params.signed_by(key, &self.issuer).unwrap().der().clone()
     }
 
-    fn store(&self, name: &str) -> Arc<CertStore> {
+    pub(crate) fn store(&self, name: &str) -> Arc<CertStore> {
         let store = CertStore::new(TrustDomains::new(TrustDomain::cluster_local(), Vec::new()));
         store.publish(self.credentials(&[name]));
         store

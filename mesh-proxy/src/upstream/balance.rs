@@ -260,3 +260,6 @@ fn smooth_order(weights: &[u32]) -> Vec<u32> {
 fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -271,3 +271,6 @@ fn security(cluster: &model::Cluster, facts: &model::Endpoint) -> Security {
 fn parsed(names: &[Arc<str>]) -> ExpectedPeer {
     names.iter().filter_map(|name| name.parse().ok()).collect()
 }
+
+#[cfg(test)]
+mod tests;

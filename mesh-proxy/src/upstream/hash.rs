@@ -153,3 +153,6 @@ pub(super) fn xxh64(input: &[u8], seed: u64) -> u64 {
     hash = (hash ^ (hash >> 29)).wrapping_mul(p3);
     hash ^ (hash >> 32)
 }
+
+#[cfg(test)]
+mod tests;

@@ -127,3 +127,6 @@ fn clear(counter: &AtomicU32) {
         counter.store(0, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests;

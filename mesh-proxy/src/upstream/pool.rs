@@ -400,3 +400,6 @@ fn is_tunnel(method_is_connect: bool, status: StatusCode) -> bool {
 fn admit(endpoint: &Arc<Endpoint>) -> Result<Lease, SendError> {
     Lease::new(endpoint).map_err(SendError::from)
 }
+
+#[cfg(test)]
+mod tests;

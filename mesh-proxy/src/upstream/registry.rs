@@ -141,6 +141,12 @@ impl Upstreams {
         }
     }
 
+    /// How many clusters and endpoints are remembered.
+    #[must_use]
+    pub fn sizes(&self) -> (usize, usize) {
+        (lock(&self.clusters).len(), lock(&self.endpoints).states.len())
+    }
+
     fn next_id(&self) -> u64 {
         self.ids.fetch_add(1, Ordering::Relaxed)
     }

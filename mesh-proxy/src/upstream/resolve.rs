@@ -150,3 +150,6 @@ impl Upstreams {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

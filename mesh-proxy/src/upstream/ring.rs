@@ -69,3 +69,6 @@ impl Ring {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;

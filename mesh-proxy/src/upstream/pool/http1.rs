@@ -10,6 +10,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::header::UPGRADE;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
@@ -20,7 +21,7 @@ use crate::body::Body;
 use crate::tls::AlpnKind;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::connect::{ConnectionFacts, Connector};
-use crate::upstream::endpoint::{Endpoint, EndpointState, Lease, PoolKey};
+use crate::upstream::endpoint::{Endpoint, EndpointState, Lease, PoolKey, Security};
 use crate::upstream::error::{SendError, SendErrorKind, exchange_error};
 use crate::upstream::limits::{ClusterState, ConnectionPermit, Freed};
 
@@ -32,6 +33,8 @@ pub(super) struct Host {
     key: PoolKey,
     pub(super) cluster: Arc<ClusterState>,
     endpoint: Arc<EndpointState>,
+    /// The key's, which stays the same key while this is alive.
+    _security: Arc<Security>,
     pub(super) lifetime: Cell<Lifetime>,
     idle: RefCell<Vec<Rc<Connection>>>,
 }
@@ -44,6 +47,8 @@ pub(super) struct Connection {
     phase: Cell<Phase>,
     /// Held by the request that it serves, until the response was read.
     lease: RefCell<Option<Lease>>,
+    /// Whether the request asked for another protocol.
+    may_be_tunnel: Cell<bool>,
     requests: Cell<u32>,
     born: Instant,
     idle_since: Cell<Instant>,
@@ -158,6 +163,7 @@ async fn connect(
         sender: RefCell::new(Some(sender)),
         phase: Cell::new(Phase::Busy),
         lease: RefCell::new(None),
+        may_be_tunnel: Cell::new(false),
         requests: Cell::new(0),
         born: now,
         idle_since: Cell::new(now),
@@ -188,13 +194,19 @@ struct Ended(Rc<Connection>);
 
 impl Drop for Ended {
     fn drop(&mut self) {
+        // A tunnel goes on without its driver: whoever waits for its head takes the lease.
+        let tunnel = self.0.may_be_tunnel.get() && self.0.phase.get() == Phase::Busy;
+        let lease = if tunnel { self.0.lease.take() } else { None };
         self.0.close();
+        self.0.lease.replace(lease);
     }
 }
 
 impl Connection {
     async fn exchange(self: &Rc<Self>, request: Request<Body>, lease: Lease) -> Result<Response<Incoming>, Lost> {
         let (read, written) = (self.facts.bytes_read(), self.facts.bytes_written());
+        let may_be_tunnel = request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE);
+        self.may_be_tunnel.set(may_be_tunnel);
         let sent = match self.sender.borrow_mut().as_mut() {
             Some(sender) => sender.try_send_request(request),
             None => return Err(Lost::closed(request)),
@@ -291,6 +303,7 @@ impl Host {
             key,
             cluster: Arc::clone(&cluster.state),
             endpoint: Arc::clone(&endpoint.state),
+            _security: Arc::clone(&endpoint.security),
             lifetime: Cell::new(Lifetime::of(&cluster.model.pool)),
             idle: RefCell::default(),
         }

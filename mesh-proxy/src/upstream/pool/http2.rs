@@ -22,7 +22,7 @@ use crate::body::Body;
 use crate::tls::AlpnKind;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::connect::{ConnectionFacts, Connector, UpstreamIo};
-use crate::upstream::endpoint::{Endpoint, EndpointState, Lease, PoolKey};
+use crate::upstream::endpoint::{Endpoint, EndpointState, Lease, PoolKey, Security};
 use crate::upstream::error::{SendError, SendErrorKind, exchange_error};
 use crate::upstream::limits::{ClusterState, ConnectionPermit, Freed};
 
@@ -40,8 +40,13 @@ pub(super) struct Host {
     key: PoolKey,
     pub(super) cluster: Arc<ClusterState>,
     endpoint: Arc<EndpointState>,
+    /// The key's, which stays the same key while this is alive.
+    _security: Arc<Security>,
     pub(super) lifetime: Cell<Lifetime>,
+    /// What the policy allows on a connection.
     max_streams: Cell<usize>,
+    /// What the endpoint last said that it allows; a new connection is used before it says so again.
+    allowed: Cell<usize>,
     connections: RefCell<Vec<Rc<Connection>>>,
     dials: RefCell<Vec<Rc<Dial>>>,
 }
@@ -51,8 +56,6 @@ pub(super) struct Connection {
     pool: Weak<Inner>,
     sender: RefCell<Option<SendRequest<Body>>>,
     client: RefCell<Option<Client>>,
-    /// What the endpoint allowed when last asked.
-    allowed: Cell<usize>,
     active: Cell<usize>,
     requests: Cell<u32>,
     born: Instant,
@@ -238,7 +241,6 @@ async fn connect(
                 pool,
                 sender: RefCell::new(Some(sender)),
                 client: RefCell::new(Some(client)),
-                allowed: Cell::new(STREAMS_ASSUMED),
                 active: Cell::new(0),
                 requests: Cell::new(0),
                 born: now,
@@ -351,13 +353,15 @@ impl Connection {
         if !self.is_open() {
             return false;
         }
-        if let Ok(client) = self.client.try_borrow()
+        let told = self.facts.bytes_read() > 0;
+        if told
+            && let Ok(client) = self.client.try_borrow()
             && let Some(client) = &*client
         {
             // An endpoint that allows none at present may allow some later: one request finds out.
-            self.allowed.set(client.current_max_send_streams().max(1));
+            self.host.allowed.set(client.current_max_send_streams().max(1));
         }
-        self.active.get() < self.allowed.get().min(self.host.max_streams.get().max(1))
+        self.active.get() < self.host.streams()
     }
 
     fn take_stream(self: &Rc<Self>) -> Stream {
@@ -424,8 +428,10 @@ impl Host {
             key,
             cluster: Arc::clone(&cluster.state),
             endpoint: Arc::clone(&endpoint.state),
+            _security: Arc::clone(&endpoint.security),
             lifetime: Cell::new(Lifetime::of(&cluster.model.pool)),
             max_streams: Cell::new(usize::MAX),
+            allowed: Cell::new(STREAMS_ASSUMED),
             connections: RefCell::default(),
             dials: RefCell::default(),
         }
@@ -438,12 +444,17 @@ impl Host {
     }
 
     fn dial_with_room(&self) -> Option<Rc<Dial>> {
-        let room = STREAMS_ASSUMED.min(self.max_streams.get()).max(1);
+        let room = self.streams();
         self.dials
             .borrow()
             .iter()
             .find(|dial| dial.joined.get() < room)
             .map(Rc::clone)
+    }
+
+    /// Streams of a connection that may be in use at once.
+    fn streams(&self) -> usize {
+        self.allowed.get().min(self.max_streams.get()).max(1)
     }
 
     pub(super) fn idle_count(&self) -> usize {

@@ -1,0 +1,6 @@
+//! Pools against real servers on loopback.
+
+mod limits;
+mod reuse;
+mod streams;
+mod tunnels;
