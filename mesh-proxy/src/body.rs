@@ -7,6 +7,7 @@
 mod replay;
 mod tee;
 
+use std::future::Future as _;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
 
 use crate::upstream::StreamLease;
 
@@ -26,6 +28,7 @@ pub struct Body {
     bytes: u64,
     observer: Option<Box<dyn Observer>>,
     lease: Option<StreamLease>,
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
 enum Kind {
@@ -67,6 +70,8 @@ pub enum End {
     Complete,
     /// Reading it failed.
     Failed,
+    /// Its deadline passed.
+    TimedOut,
     /// The reader gave up.
     Dropped,
 }
@@ -179,6 +184,15 @@ impl Body {
         self.bytes
     }
 
+    /// Fails once `deadline` has passed and the body has not ended.
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Instant) -> Self {
+        if !http_body::Body::is_end_stream(&self) {
+            self.deadline = Some(Box::pin(tokio::time::sleep_until(deadline)));
+        }
+        self
+    }
+
     /// Keeps a stream's lease until the body ends.
     pub(crate) fn holding(mut self, lease: StreamLease) -> Self {
         self.lease = Some(lease);
@@ -191,6 +205,7 @@ impl Body {
             bytes: 0,
             observer: None,
             lease: None,
+            deadline: None,
         }
     }
 
@@ -234,9 +249,14 @@ impl http_body::Body for Body {
             Kind::Tee(source) => source.poll_frame(cx),
             Kind::Mirror(copy) => copy.poll_frame(cx),
         };
+        let polled = match (&mut this.deadline, polled) {
+            (Some(deadline), Poll::Pending) => deadline.as_mut().poll(cx).map(|()| Some(Err(BodyError::TimedOut))),
+            (_, polled) => polled,
+        };
         match &polled {
             Poll::Pending => {}
             Poll::Ready(None) => this.finish(End::Complete),
+            Poll::Ready(Some(Err(BodyError::TimedOut))) => this.finish(End::TimedOut),
             Poll::Ready(Some(Err(_))) => this.finish(End::Failed),
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(data) = frame.data_ref() {

@@ -39,7 +39,7 @@ const QUESTIONS: usize = 1024;
 pub struct Directory {
     settings: ArcSwapOption<MeshSettings>,
     inbound: ArcSwapOption<Inbound>,
-    inbound_changed: watch::Sender<u64>,
+    changed: watch::Sender<u64>,
     names: Table<Name, Answer>,
     peers: Table<IpAddr, Peer>,
     hashing: RandomState,
@@ -163,7 +163,7 @@ impl Directory {
         let directory = Self {
             settings: ArcSwapOption::empty(),
             inbound: ArcSwapOption::empty(),
-            inbound_changed: watch::Sender::new(0),
+            changed: watch::Sender::new(0),
             names: Table::new(),
             peers: Table::new(),
             hashing: RandomState::default(),
@@ -186,10 +186,10 @@ impl Directory {
         self.inbound.load_full()
     }
 
-    /// Changes whenever [`Self::inbound`] does: a new policy holds for live connections as well.
+    /// Changes whenever [`Self::settings`] or [`Self::inbound`] does: new policy holds for live connections as well.
     #[must_use]
-    pub fn inbound_changed(&self) -> watch::Receiver<u64> {
-        self.inbound_changed.subscribe()
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
     }
 
     /// Whether everything is there that a proxy must have before it is ready.
@@ -319,11 +319,12 @@ impl Directory {
 
     pub(crate) fn publish_settings(&self, settings: Arc<MeshSettings>) {
         self.settings.store(Some(settings));
+        self.changed.send_modify(|changes| *changes += 1);
     }
 
     pub(crate) fn publish_inbound(&self, inbound: Option<Arc<Inbound>>) {
         self.inbound.store(inbound);
-        self.inbound_changed.send_modify(|changes| *changes += 1);
+        self.changed.send_modify(|changes| *changes += 1);
     }
 
     pub(crate) fn publish_names(&self, writes: Vec<(Name, Option<Answer>)>) {

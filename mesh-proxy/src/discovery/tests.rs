@@ -321,7 +321,7 @@ fn what_does_not_decode_is_refused_by_name_and_the_last_good_stays() {
 #[test]
 fn inbound_is_closed_until_it_is_there_and_when_it_is_gone() {
     let mut held = Held::new();
-    let changed = held.directory.inbound_changed();
+    let changed = held.directory.changed();
     let inbound = model::Inbound {
         workload: Arc::default(),
         ports: vec![],

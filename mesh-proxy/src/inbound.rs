@@ -1,0 +1,317 @@
+//! Connections to this workload: identify the peer, then hand on to HTTP or TCP.
+//!
+//! Until this workload's policy has come, nothing is let in. Whether a connection is the mesh's is read from what its
+//! ClientHello offers; PeerAuthentication says whether plaintext is taken. TLS of the application's own passes untouched
+//! where plaintext would.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::HeaderValue;
+use mesh_api::model::{
+    Cluster as ClusterModel, Endpoint, EndpointAddress, EndpointSlice, EndpointSource, Forward, Health, Inbound,
+    MtlsMode, Protocol, ServiceRef, WeightedCluster, Workload,
+};
+use smallvec::smallvec;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::config::InboundMapping;
+use crate::detect::{Detected, detect};
+use crate::edges::Source;
+use crate::flags::ResponseFlags;
+use crate::http::exchange::Downstream;
+use crate::http::{self, HttpVersion, headers};
+use crate::outbound::DETECTION_TIMEOUT;
+use crate::policy::{self, AuthzRequest, Peer, Verdict};
+use crate::stream::{Connection, Stream, local_addr};
+use crate::telemetry::SpanKind;
+use crate::tls::AlpnKind;
+use crate::upstream::Cluster;
+use crate::worker::Worker;
+use crate::{listener, tcp};
+
+/// A port of the workload, and the application behind it.
+pub(crate) struct Application {
+    /// The workload port.
+    pub port: u16,
+    /// One endpoint: the application.
+    pub cluster: Arc<Cluster>,
+    /// Forwards everything there.
+    pub rule: Forward,
+    /// Istio's name, `inbound|9080||`.
+    pub name: Arc<str>,
+}
+
+impl Application {
+    /// Prepares what forwards to the application of a mapping.
+    pub fn new(worker: &Worker, mapping: &InboundMapping) -> Rc<Self> {
+        let port = mapping.listen.port();
+        let host = format!("application-{}", mapping.application.ip()).parse();
+        let host = host.unwrap_or_else(|_| unreachable_host());
+        let model = ClusterModel {
+            service: ServiceRef {
+                host,
+                name: "inbound".into(),
+                namespace: "".into(),
+            },
+            port,
+            ..passthrough_model()
+        };
+        let endpoint = Endpoint {
+            address: EndpointAddress::Ip(mapping.application.ip()),
+            port: mapping.application.port(),
+            workload: Arc::new(Workload::default()),
+            weight: 1,
+            mutual_tls: false,
+            health: Health::Healthy,
+        };
+        let model = ClusterModel {
+            endpoints: EndpointSource::Slices(vec!["application".into()]),
+            ..model
+        };
+        let slice = Arc::new(EndpointSlice {
+            endpoints: vec![endpoint],
+        });
+        Rc::new(Self {
+            port,
+            cluster: worker.proxy.upstreams.cluster(Arc::new(model), &[slice]),
+            rule: single_leg(),
+            name: format!("inbound|{port}||").into(),
+        })
+    }
+}
+
+fn unreachable_host() -> mesh_api::names::Hostname {
+    // An address in text form is a host name.
+    #[allow(clippy::expect_used, reason = "a constant")]
+    "application".parse().expect("a host name")
+}
+
+/// A rule that sends everything to the first cluster, once.
+pub(crate) fn single_leg() -> Forward {
+    Forward {
+        clusters: smallvec![WeightedCluster {
+            cluster: 0,
+            weight: 1,
+            headers: Default::default()
+        }],
+        timeout: None,
+        retry: None,
+        rewrite: Default::default(),
+        mirrors: Vec::new(),
+    }
+}
+
+/// Istio's `PassthroughCluster`: the address that was asked for, in plaintext.
+pub(crate) fn passthrough_model() -> ClusterModel {
+    ClusterModel {
+        service: ServiceRef {
+            host: unreachable_host(),
+            name: "PassthroughCluster".into(),
+            namespace: "".into(),
+        },
+        port: 0,
+        subset: None,
+        selector: Default::default(),
+        location: mesh_api::model::Location::MeshExternal,
+        protocol: Protocol::Detect,
+        endpoints: EndpointSource::Passthrough,
+        balancer: Default::default(),
+        pool: Default::default(),
+        outlier: None,
+        retry_budget: None,
+        tls: mesh_api::model::ClientTls::Disable,
+        subject_alt_names: Vec::new(),
+        origins: Vec::new(),
+    }
+}
+
+/// Accepts connections to one port of the workload.
+pub(crate) async fn serve(worker: Rc<Worker>, mapping: InboundMapping, listener: TcpListener) {
+    let application = Application::new(&worker, &mapping);
+    loop {
+        let (stream, peer) = listener::accept(&listener).await;
+        tokio::task::spawn_local(connection(worker.clone(), application.clone(), stream, peer));
+    }
+}
+
+/// What a connection turned out to be.
+enum Carries {
+    Http(HttpVersion),
+    Tcp,
+}
+
+async fn connection(worker: Rc<Worker>, application: Rc<Application>, stream: TcpStream, peer: SocketAddr) {
+    let _open = worker.proxy.drain.connection();
+    let local = local_addr(&stream);
+    let Some(policy) = worker.proxy.directory.inbound() else {
+        return refused("policy_unavailable", peer);
+    };
+    let protocol = policy
+        .port(application.port)
+        .map_or(Protocol::Detect, |port| port.protocol);
+    let mode = policy.mtls(application.port);
+    let timeout = match (mode, protocol) {
+        (MtlsMode::Strict, _) => None,
+        (_, protocol) if protocol.is_http() => None,
+        _ => Some(DETECTION_TIMEOUT),
+    };
+    let (detected, stream) = if mode == MtlsMode::Disable && matches!(protocol, Protocol::Tcp | Protocol::Tls) {
+        (Detected::Opaque, Stream::Tcp(stream).fresh())
+    } else {
+        match detect(Stream::Tcp(stream), timeout).await {
+            Ok(detected) => detected,
+            Err(error) => {
+                tracing::debug!(%error, %peer, "a connection broke before it said what it carries");
+                return refused("malformed", peer);
+            }
+        }
+    };
+    let (carries, stream, downstream) = match detected {
+        Detected::Tls(hello) if mode != MtlsMode::Disable && hello.mesh_protocol().is_some() => {
+            let offered = hello.mesh_protocol();
+            let accepted = match worker.proxy.inbound_tls.accept(stream).await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::debug!(%error, %peer, "a TLS handshake failed");
+                    return refused("tls", peer);
+                }
+            };
+            let carries = match (protocol, offered, accepted.alpn) {
+                (Protocol::Tcp | Protocol::Tls, _, _) | (_, Some(AlpnKind::Tcp), _) => Carries::Tcp,
+                (_, _, Some(AlpnKind::Http2)) => Carries::Http(HttpVersion::Http2),
+                _ => Carries::Http(HttpVersion::Http1),
+            };
+            let local_identity = worker.identity();
+            let client_cert = client_cert(&accepted, local_identity.as_ref());
+            let downstream = Downstream {
+                peer,
+                local,
+                identity: Some(accepted.peer),
+                local_identity,
+                server_name: hello.sni.map(Into::into),
+                client_cert,
+            };
+            (carries, Stream::Tls(Box::new(accepted.stream)).fresh(), downstream)
+        }
+        detected => {
+            if mode == MtlsMode::Strict {
+                return refused("plaintext_under_strict", peer);
+            }
+            let server_name = match &detected {
+                Detected::Tls(hello) => hello.sni.as_deref().map(Into::into),
+                _ => None,
+            };
+            let carries = match (protocol, detected) {
+                (Protocol::Tcp | Protocol::Tls, _) => Carries::Tcp,
+                (_, Detected::Http1) => Carries::Http(HttpVersion::Http1),
+                (_, Detected::Http2) => Carries::Http(HttpVersion::Http2),
+                (_, Detected::Tls(_) | Detected::Opaque) => Carries::Tcp,
+            };
+            (
+                carries,
+                stream,
+                Downstream {
+                    server_name,
+                    ..Downstream::plaintext(peer, local)
+                },
+            )
+        }
+    };
+    let downstream = Rc::new(downstream);
+    match carries {
+        Carries::Http(version) => http::inbound::serve(worker, application, stream, version, downstream).await,
+        Carries::Tcp => opaque(&worker, &application, stream, &downstream, &policy).await,
+    }
+}
+
+fn client_cert(
+    accepted: &crate::tls::inbound::Accepted<Connection>,
+    local: Option<&mesh_api::identity::SpiffeId>,
+) -> Option<HeaderValue> {
+    use std::fmt::Write as _;
+    let (_, connection) = accepted.stream.get_ref();
+    let leaf = connection.peer_certificates()?.first()?;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, leaf);
+    let mut hash = String::with_capacity(64);
+    for byte in digest.as_ref() {
+        let _ = write!(hash, "{byte:02x}");
+    }
+    headers::client_cert_header(local?.as_str(), accepted.peer.as_str(), &hash)
+}
+
+fn refused(reason: &'static str, peer: SocketAddr) {
+    tracing::debug!(reason, %peer, "an inbound connection is refused");
+    metrics::counter!("mesh_inbound_connections_refused_total", "reason" => reason).increment(1);
+}
+
+/// Opaque bytes to the application. A change of policy is applied to the live connection too.
+async fn opaque(
+    worker: &Rc<Worker>,
+    application: &Application,
+    stream: Connection,
+    downstream: &Rc<Downstream>,
+    policy: &Inbound,
+) {
+    let source = Source::new(downstream);
+    let edge = source.edge(worker, &policy.workload, policy.port(application.port));
+    if !permits(policy, application.port, downstream) {
+        edge.tcp_opened();
+        edge.tcp_closed(ResponseFlags::NONE);
+        return refused("rbac", downstream.peer);
+    }
+    let Ok(endpoint) = application.cluster.pick(None, &[]) else {
+        return;
+    };
+    let carrying = tcp::carry(
+        worker,
+        stream,
+        downstream,
+        SpanKind::Server,
+        &application.cluster,
+        &endpoint,
+        Some(edge),
+    );
+    let mut changes = worker.proxy.directory.changed();
+    let denied = async {
+        while changes.changed().await.is_ok() {
+            let current = worker.proxy.directory.inbound();
+            if current.is_none_or(|policy| !permits(&policy, application.port, downstream)) {
+                return;
+            }
+        }
+        // The control plane's client lives as long as the process.
+        std::future::pending::<()>().await;
+    };
+    let drained = async {
+        worker.proxy.drain.started().await;
+        tokio::time::sleep(worker.proxy.config.drain_duration.max(Duration::from_millis(1))).await;
+    };
+    tokio::select! {
+        () = carrying => {}
+        () = denied => refused("rbac_changed", downstream.peer),
+        () = drained => {}
+    }
+}
+
+/// Whether the policy in force lets a TCP connection be.
+fn permits(policy: &Inbound, port: u16, downstream: &Downstream) -> bool {
+    if downstream.identity.is_none() && policy.mtls(port) == MtlsMode::Strict {
+        return false;
+    }
+    let request = AuthzRequest {
+        peer: Peer {
+            identity: downstream.identity.as_ref(),
+            address: downstream.peer.ip(),
+        },
+        destination: SocketAddr::new(downstream.local.ip(), port),
+        sni: downstream.server_name.as_deref(),
+        http: None,
+    };
+    matches!(
+        policy::authorize(&policy.authorization, &request),
+        Verdict::Allowed { .. }
+    )
+}
