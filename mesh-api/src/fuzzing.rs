@@ -24,6 +24,20 @@ pub fn fuzz_wire(data: &[u8]) {
     }
 }
 
+/// Policy files: any bytes are read or reported, and every report points into the file.
+#[cfg(feature = "crd")]
+pub fn fuzz_yaml(data: &[u8]) {
+    let contents = crate::source::read("fuzz.yaml", data, "default");
+    let of_objects = contents.objects.iter().flat_map(crate::validate::analyze);
+    let of_set = crate::validate::analyze_set(&contents.objects);
+    let lines = data.split(|byte| matches!(byte, b'\n' | b'\r')).count() + 1;
+    for diagnostic in contents.diagnostics.iter().cloned().chain(of_objects).chain(of_set) {
+        let line = usize::try_from(diagnostic.line).unwrap_or(usize::MAX);
+        assert!((1..=lines).contains(&line), "{diagnostic} in a file of {lines} lines");
+        assert!(diagnostic.column > 0 && !diagnostic.message.is_empty(), "{diagnostic}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -43,5 +57,11 @@ mod tests {
     #[test]
     fn seeds_of_wire() {
         replay("wire", super::fuzz_wire);
+    }
+
+    #[cfg(feature = "crd")]
+    #[test]
+    fn seeds_of_yaml() {
+        replay("yaml", super::fuzz_yaml);
     }
 }

@@ -29,7 +29,12 @@ impl FromStr for Hostname {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let trimmed = text.strip_suffix('.').unwrap_or(text);
         let allowed = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.' | b':');
-        if trimmed.is_empty() || trimmed.len() > 253 || trimmed.starts_with('.') || !trimmed.bytes().all(allowed) {
+        if trimmed.is_empty()
+            || trimmed.len() > 253
+            || trimmed.starts_with('.')
+            || trimmed.ends_with('.')
+            || !trimmed.bytes().all(allowed)
+        {
             return Err(InvalidHostname(text.to_owned()));
         }
         Ok(Self(Arc::from(trimmed.to_ascii_lowercase())))
@@ -114,5 +119,20 @@ impl FromStr for WorkloadId {
 impl fmt::Display for WorkloadId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.name, self.namespace)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_have_one_form() {
+        for (text, expected) in [("Reviews.Default.", "reviews.default"), ("::1", "::1"), ("a_b", "a_b")] {
+            assert_eq!(text.parse::<Hostname>().unwrap().as_str(), expected);
+        }
+        for text in ["", ".", "a..", ".a", "*.a", "a b", "a/b", "é"] {
+            assert!(text.parse::<Hostname>().is_err(), "{text}");
+        }
     }
 }

@@ -2,10 +2,16 @@
 //!
 //! Istio's default (`BASE`): RFC 3986 §6.2.2 without case normalization, and `\` counts as `/`. Slashes are not merged.
 
-/// A path that no application should see: it holds an encoded NUL.
+/// A path that no application should see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the path holds an encoded NUL")]
-pub struct InvalidPath;
+pub enum InvalidPath {
+    /// `%00`.
+    #[error("the path holds an encoded NUL")]
+    Nul,
+    /// Such as `%6%31`: decoded once it is `%61`, and whoever decodes it again sees another path than policy did.
+    #[error("the path holds an encoding within an encoding")]
+    NestedEncoding,
+}
 
 /// The normal form of a path with its query, or `None` when it is normal already (which does not allocate).
 ///
@@ -24,6 +30,9 @@ pub fn normalize_path(path_and_query: &str) -> Result<Option<String>, InvalidPat
         return Ok(None);
     }
     let decoded = decode_unreserved(path)?;
+    if decode_unreserved(&decoded)? != decoded {
+        return Err(InvalidPath::NestedEncoding);
+    }
     let mut normal = resolve_dots(&decoded);
     if normal == path {
         return Ok(None);
@@ -49,7 +58,7 @@ fn decode_unreserved(path: &str) -> Result<String, InvalidPath> {
             .filter(|hex| hex.bytes().all(|c| c.is_ascii_hexdigit()))
             .and_then(|hex| u8::from_str_radix(hex, 16).ok());
         match code {
-            Some(0) => return Err(InvalidPath),
+            Some(0) => return Err(InvalidPath::Nul),
             Some(c) if c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_' | b'~') => {
                 decoded.push(char::from(c));
                 rest = &tail[3..];
