@@ -376,7 +376,7 @@ async fn a_policy_change_reaches_live_connections() {
     let proxy = Proxy::start("client-1.default", control.address, Limits::default())
         .ready()
         .await;
-    let mut changed = proxy.directory.inbound_changed();
+    let mut changed = proxy.directory.changed();
     changed.mark_unchanged();
     world.set_inbound(model::MtlsMode::Strict);
     soon("a change", changed.changed()).await.unwrap();

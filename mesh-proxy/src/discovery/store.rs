@@ -106,6 +106,8 @@ impl Store {
     pub(super) fn restart(&mut self) {
         self.connected = true;
         self.last_error = None;
+        // What is still wrong is sent again, since our versions say that it was not taken.
+        self.rejected.clear();
         let held = |name: &str, version: Option<&Arc<str>>| {
             version
                 .map(|version| HashMap::from([(name.to_owned(), version.to_string())]))
