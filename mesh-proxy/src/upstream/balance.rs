@@ -89,20 +89,20 @@ impl EndpointSet {
         hash: Option<u64>,
         tried: &[Arc<Endpoint>],
         cursor: &AtomicUsize,
-        clock: &Clock,
+        ejections: Option<&Clock>,
     ) -> Result<Arc<Endpoint>, NoEndpoint> {
         if self.endpoints.is_empty() {
             return Err(self.why_none);
         }
+        let healthy =
+            |endpoint: &Arc<Endpoint>| !ejections.is_some_and(|clock| endpoint.state.health.is_ejected(clock));
         let fresh = |endpoint: &Arc<Endpoint>| {
-            !endpoint.state.health.is_ejected(clock)
-                && !tried.iter().any(|other| Arc::ptr_eq(&other.state, &endpoint.state))
+            healthy(endpoint) && !tried.iter().any(|other| Arc::ptr_eq(&other.state, &endpoint.state))
         };
         let index = self.choose(hash, cursor, fresh).or_else(|| {
             // A retry prefers other endpoints, but not to none.
-            (!tried.is_empty())
-                .then(|| self.choose(hash, cursor, |endpoint| !endpoint.state.health.is_ejected(clock)))
-                .flatten()
+            let again = !tried.is_empty();
+            again.then(|| self.choose(hash, cursor, healthy)).flatten()
         });
         index
             .and_then(|index| self.endpoints.get(index))

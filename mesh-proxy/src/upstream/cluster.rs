@@ -155,7 +155,8 @@ impl Cluster {
     /// # Errors
     /// When there is none that is ready and not ejected.
     pub fn pick(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Result<Arc<Endpoint>, NoEndpoint> {
-        self.endpoints.load().pick(hash, tried, &self.state.cursor, &self.clock)
+        let clock = self.model.outlier.as_ref().map(|_| &self.clock);
+        self.endpoints.load().pick(hash, tried, &self.state.cursor, clock)
     }
 
     /// Waits, at most so long, for the first answer to every name among the endpoints. Returns at once for addresses.
@@ -220,7 +221,10 @@ impl Cluster {
         let Some(rules) = &self.model.outlier else { return };
         if endpoint.state.health.record(outcome, rules) {
             let _one_at_a_time = self.state.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
-            outlier::eject(endpoint, self.endpoints.load().endpoints(), rules, &self.clock);
+            if outlier::eject(endpoint, self.endpoints.load().endpoints(), rules, &self.clock) {
+                metrics::counter!("mesh_upstream_ejections_total", "cluster" => Arc::clone(self.state.name()))
+                    .increment(1);
+            }
         }
     }
 
@@ -233,7 +237,7 @@ impl Cluster {
     /// Whether outlier detection leaves an endpoint alone at present.
     #[must_use]
     pub fn is_ejected(&self, endpoint: &Endpoint) -> bool {
-        endpoint.state.health.is_ejected(&self.clock)
+        self.model.outlier.is_some() && endpoint.state.health.is_ejected(&self.clock)
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
+use mesh_api::identity::SpiffeId;
 use mesh_api::model::{ConnectionPool, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
@@ -36,6 +37,8 @@ pub struct ConnectionFacts {
     pub peer: SocketAddr,
     /// Whether it is the mesh's mutual TLS.
     pub mutual_tls: bool,
+    /// Who the endpoint proved to be.
+    pub identity: Option<SpiffeId>,
     read: AtomicU64,
     written: AtomicU64,
 }
@@ -88,10 +91,11 @@ impl Connector {
             .connect_tcp(endpoint.address, pool.keepalive.as_ref())
             .await
             .map_err(|error| connect_error(&error))?;
-        let facts = ConnectionFacts {
+        let mut facts = ConnectionFacts {
             local: tcp.local_addr().map_err(|error| connect_error(&error))?,
             peer: endpoint.address,
             mutual_tls: endpoint.is_mutual_tls(),
+            identity: None,
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
         };
@@ -106,6 +110,7 @@ impl Connector {
             .connect(tcp, sni.clone(), expected, alpn)
             .await
             .map_err(|error| tls_error(error.to_string()))?;
+        facts.identity = crate::tls::verify::peer(stream.get_ref().1);
         Ok((Stream::Tls(Box::new(stream)), facts))
     }
 

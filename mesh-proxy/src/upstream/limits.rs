@@ -31,6 +31,14 @@ pub enum Overflow {
 }
 
 impl Overflow {
+    fn label(self) -> &'static str {
+        match self {
+            Self::PendingRequests => "pending_requests",
+            Self::Requests => "requests",
+            Self::Retries => "retries",
+        }
+    }
+
     pub(super) fn detail(self) -> &'static str {
         match self {
             Self::PendingRequests => "http1MaxPendingRequests reached",
@@ -153,6 +161,8 @@ impl ClusterState {
 
     fn overflow(&self, limit: Overflow) -> Overflow {
         self.overflows[limit as usize].fetch_add(1, Ordering::Relaxed);
+        metrics::counter!("mesh_upstream_overflows_total", "cluster" => Arc::clone(&self.name), "limit" => limit.label())
+            .increment(1);
         limit
     }
 
@@ -214,6 +224,7 @@ impl ClusterState {
         {
             let mut line = self.line();
             if line.len() >= self.limits.pending.load(Ordering::Relaxed) as usize {
+                drop(line);
                 return Err(self.overflow(Overflow::PendingRequests));
             }
             line.push_back(Waiting {
@@ -396,3 +407,6 @@ impl Drop for Waiter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -195,7 +195,6 @@ impl Inner {
     /// Gets in line for a connection, and asks all workers for idle ones that nobody else can use.
     fn stand_in_line(self: &Rc<Self>, state: &Arc<ClusterState>, key: PoolKey) -> Result<Place, SendError> {
         let waiter = state.wait_in_line(self.mailbox.worker, key)?;
-        self.close_idle_for(state);
         self.upstreams.reclaim(state);
         Ok(Place {
             pool: Rc::clone(self),

@@ -14,16 +14,26 @@ use super::endpoint::EndpointState;
 use super::limits::ClusterState;
 use super::resolve::Names;
 
+/// Unused state is not looked for while there is less than this.
+const PRUNE_FROM: usize = 1024;
+
 /// The registry. One for the process; all workers share it.
 #[derive(Debug)]
 pub struct Upstreams {
-    clusters: Mutex<HashMap<String, Known>>,
+    clusters: Mutex<Clusters>,
     endpoints: Mutex<Endpoints>,
     mailboxes: Mutex<Vec<Arc<Mailbox>>>,
     ids: AtomicU64,
     clock: Clock,
     pub(super) names: Names,
     me: Weak<Self>,
+}
+
+#[derive(Debug, Default)]
+struct Clusters {
+    known: HashMap<String, Known>,
+    /// Unused ones are looked for when there are this many.
+    prune_at: usize,
 }
 
 #[derive(Debug)]
@@ -81,10 +91,13 @@ impl Upstreams {
     fn latest(&self, model: Arc<model::Cluster>) -> Arc<Cluster> {
         let name = model.name();
         let mut clusters = lock(&self.clusters);
-        clusters.retain(|other, known| {
-            *other == name || known.latest.strong_count() > 0 || Arc::strong_count(&known.state) > 1
-        });
-        let known = clusters.entry(name).or_insert_with_key(|name| Known {
+        if clusters.known.len() >= clusters.prune_at.max(PRUNE_FROM) {
+            clusters
+                .known
+                .retain(|_, known| known.latest.strong_count() > 0 || Arc::strong_count(&known.state) > 1);
+            clusters.prune_at = clusters.known.len() * 2;
+        }
+        let known = clusters.known.entry(name).or_insert_with_key(|name| Known {
             state: Arc::new(ClusterState::new(self.next_id(), name)),
             latest: Weak::new(),
         });
@@ -99,7 +112,7 @@ impl Upstreams {
 
     pub(super) fn endpoint_state(&self, host: &Hostname, port: u16, address: SocketAddr) -> Arc<EndpointState> {
         let mut endpoints = lock(&self.endpoints);
-        if endpoints.states.len() >= endpoints.prune_at.max(1024) {
+        if endpoints.states.len() >= endpoints.prune_at.max(PRUNE_FROM) {
             // An ejected endpoint that left may come back: it is not forgotten while it is ejected.
             let used =
                 |state: &Arc<EndpointState>| Arc::strong_count(state) > 1 || state.health.is_ejected(&self.clock);
@@ -141,10 +154,21 @@ impl Upstreams {
         }
     }
 
-    /// How many clusters and endpoints are remembered.
+    /// The clusters in use, for administration.
     #[must_use]
-    pub fn sizes(&self) -> (usize, usize) {
-        (lock(&self.clusters).len(), lock(&self.endpoints).states.len())
+    pub fn clusters(&self) -> Vec<Arc<Cluster>> {
+        let clusters = lock(&self.clusters);
+        clusters
+            .known
+            .values()
+            .filter_map(|known| known.latest.upgrade())
+            .collect()
+    }
+
+    /// How many clusters and endpoints are remembered.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> (usize, usize) {
+        (lock(&self.clusters).known.len(), lock(&self.endpoints).states.len())
     }
 
     fn next_id(&self) -> u64 {

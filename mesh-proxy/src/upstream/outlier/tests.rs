@@ -222,6 +222,11 @@ fn no_push_brings_an_endpoint_back() {
     let subset = mesh.upstreams.cluster(Arc::new(subset), &[all()]);
     assert!(ejected(&subset), "a subset of the same service");
 
+    let mut off = mesh.model.clone();
+    off.outlier = None;
+    let off = mesh.upstreams.cluster(Arc::new(off), &[all()]);
+    assert!(!ejected(&off), "nobody asks for it any more");
+
     mesh.wait(30);
     assert!(!ejected(&other), "its time is over");
 }

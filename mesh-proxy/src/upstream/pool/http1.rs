@@ -217,7 +217,6 @@ impl Connection {
         match sent.await {
             Ok(response) => Ok(response),
             Err(mut failed) => {
-                self.close();
                 let unsent = failed.take_message();
                 let started = unsent.is_none() && self.facts.bytes_written() > written;
                 let error = exchange_error(failed.error(), started);

@@ -185,6 +185,39 @@ fn an_idle_connection_gives_way_to_another_endpoint() {
     });
 }
 
+/// The connection is busy when the other worker asks for idle ones: it makes way when it is done.
+#[test]
+fn a_connection_that_is_done_makes_way_for_another_worker() {
+    for protocol in [UpstreamProto::Http1, UpstreamProto::Http2] {
+        let (server, open) = gated_as(protocol, None);
+        let upstreams = Upstreams::new();
+        let (done, is_done) = watch::channel(0);
+        let send_one = || {
+            worker(async {
+                let mut model = limited(1, 10, 10);
+                // Full with one request, also where streams are shared.
+                model.pool.max_concurrent_streams = Some(1);
+                let mut client = Client::new(&upstreams, model, &[server.address]);
+                client.protocol = protocol;
+                client.fetch(get("/")).await.unwrap();
+                done.send_modify(|done| *done += 1);
+                // The worker stays, so that its connection does not end with it.
+                is_done.clone().wait_for(|done| *done == 2).await.unwrap();
+            });
+        };
+        thread::scope(|scope| {
+            scope.spawn(send_one);
+            scope.spawn(send_one);
+            let state = || Arc::clone(&upstreams.clusters()[0].state);
+            worker(until("one runs and one waits", || {
+                server.counts.active() == 1 && state().pending_requests() == 1
+            }));
+            open.send(true).unwrap();
+        });
+        assert_eq!((server.counts.requests(), server.counts.connections()), (2, 2));
+    }
+}
+
 #[test]
 fn who_gives_up_leaves_the_line() {
     let (server, open) = gated();

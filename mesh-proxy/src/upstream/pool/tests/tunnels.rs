@@ -159,6 +159,10 @@ fn the_meshs_mutual_tls_names_the_service_and_checks_the_endpoint() {
                     source: None,
                 });
                 client.protocol = protocol;
+                if sni.is_some() {
+                    let facts = client.send(get("/")).await.unwrap().connection;
+                    assert_eq!(facts.identity.as_ref().unwrap().as_str(), REVIEWS);
+                }
                 let answer = client.fetch(get("/")).await;
                 match sni {
                     Some(sni) => assert_eq!(answer.unwrap(), format!("{alpn} {sni} {CLIENT}")),
