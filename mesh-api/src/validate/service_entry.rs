@@ -59,7 +59,7 @@ fn hosts(spec: &ServiceEntrySpec, resolution: Resolution, at: &FieldPath, findin
             Resolution::DynamicDns if !wildcard => {
                 findings.error(at, "bad-value", "resolution DYNAMIC_DNS is for wildcards; use DNS");
             }
-            _ if wildcard && !name.starts_with("*.") => {
+            _ if wildcard && name != "*" && !name.starts_with("*.") => {
                 findings.warning(
                     at,
                     "bad-value",

@@ -44,9 +44,15 @@ struct Set<'a> {
     objects: &'a [Loaded],
     /// Hosts of services, complete.
     services: BTreeSet<String>,
+    /// Those of them that are wildcards.
+    wildcards: Vec<String>,
+    /// VirtualServices of the mesh by namespace and host.
+    virtual_services: BTreeMap<(&'a str, String), Vec<&'a Loaded>>,
+    /// DestinationRules by namespace and host.
+    destination_rules: BTreeMap<(&'a str, String), Vec<&'a Loaded>>,
     /// Names of subsets by host.
     subsets: BTreeMap<String, BTreeSet<&'a str>>,
-    /// VirtualServices that others delegate to.
+    /// VirtualServices that others delegate to, by namespace and name.
     delegates: BTreeSet<(String, String)>,
 }
 
@@ -55,6 +61,9 @@ impl<'a> Set<'a> {
         let mut set = Self {
             objects,
             services: BTreeSet::new(),
+            wildcards: Vec::new(),
+            virtual_services: BTreeMap::new(),
+            destination_rules: BTreeMap::new(),
             subsets: BTreeMap::new(),
             delegates: BTreeSet::new(),
         };
@@ -66,13 +75,18 @@ impl<'a> Set<'a> {
                         .extend(object.spec.hosts.iter().map(|host| resolve(host, namespace)));
                 }
                 Object::DestinationRule(object) => {
+                    let host = resolve(&object.spec.host, namespace);
                     let names = object.spec.subsets.iter().map(|subset| subset.name.as_str());
-                    set.subsets
-                        .entry(resolve(&object.spec.host, namespace))
-                        .or_default()
-                        .extend(names);
+                    set.subsets.entry(host.clone()).or_default().extend(names);
+                    set.destination_rules.entry((namespace, host)).or_default().push(loaded);
                 }
                 Object::VirtualService(object) => {
+                    if applies_in_mesh(&object.spec) {
+                        for host in &object.spec.hosts {
+                            let key = (namespace, resolve(host, namespace));
+                            set.virtual_services.entry(key).or_default().push(loaded);
+                        }
+                    }
                     for delegate in object.spec.http.iter().filter_map(|route| route.delegate.as_ref()) {
                         let of = delegate.namespace.as_deref().filter(|namespace| !namespace.is_empty());
                         let name = delegate.name.clone().unwrap_or_default();
@@ -82,7 +96,19 @@ impl<'a> Set<'a> {
                 _ => {}
             }
         }
+        set.wildcards = set
+            .services
+            .iter()
+            .filter(|host| host.starts_with('*'))
+            .cloned()
+            .collect();
         set
+    }
+
+    fn has_service(&self, host: &str) -> bool {
+        self.services.contains(host)
+            || self.wildcards.iter().any(|wildcard| covers(wildcard, host))
+            || host.starts_with('*') && self.services.iter().any(|service| covers(host, service))
     }
 
     /// Objects of the same kind, namespace and name, each at its own place.
@@ -137,18 +163,18 @@ impl<'a> Set<'a> {
         }
         for (destination, at) in destinations(spec) {
             let host = resolve(&destination.host, namespace);
-            if !self
-                .services
-                .iter()
-                .any(|service| covers(service, &host) || covers(&host, service))
-            {
+            if !self.has_service(&host) {
                 let message = format!("there is no service {host:?}");
                 findings.push(Finding::warning(at.field("host"), "unknown-host", message));
             } else if let Some(subset) = &destination.subset {
                 let known = self
                     .subsets
                     .get(&host)
-                    .is_some_and(|subsets| subsets.contains(subset.as_str()));
+                    .is_some_and(|names| names.contains(subset.as_str()))
+                    || self
+                        .subsets
+                        .iter()
+                        .any(|(of, names)| covers(of, &host) && names.contains(subset.as_str()));
                 if !known {
                     let message = format!("no DestinationRule for {host} has a subset {subset:?}: requests get 503");
                     findings.push(Finding::warning(at.field("subset"), "unknown-subset", message));
@@ -160,41 +186,25 @@ impl<'a> Set<'a> {
 
     /// Another VirtualService of the same namespace that has the host and goes first: the older, then by name.
     fn earlier_owner(&self, loaded: &Loaded, host: &str) -> Option<&'a Loaded> {
-        let object = &loaded.object;
-        self.objects.iter().find(|other| {
-            let Object::VirtualService(candidate) = &other.object else {
-                return false;
-            };
-            other.object.namespace() == object.namespace()
-                && applies_in_mesh(&candidate.spec)
-                && precedes(other, loaded)
-                && candidate
-                    .spec
-                    .hosts
-                    .iter()
-                    .any(|h| resolve(h, object.namespace()) == host)
-        })
+        let owners = self
+            .virtual_services
+            .get(&(loaded.object.namespace(), host.to_owned()))?;
+        owners.iter().copied().find(|other| precedes(other, loaded))
     }
 
     fn destination_rule(&self, loaded: &Loaded, spec: &DestinationRuleSpec) -> Vec<Finding> {
         let namespace = loaded.object.namespace();
         let host = resolve(&spec.host, namespace);
         let mut findings = Vec::new();
-        let no_service = !self
-            .services
-            .iter()
-            .any(|service| covers(service, &host) || covers(&host, service));
-        if !self.services.is_empty() && no_service {
+        if !self.services.is_empty() && !self.has_service(&host) {
             let message = format!("there is no service {host:?}");
             findings.push(Finding::warning(FieldPath::new("spec.host"), "unknown-host", message));
         }
-        for other in self.objects.iter().filter(|other| precedes(other, loaded)) {
+        let others = self.destination_rules.get(&(namespace, host.clone()));
+        for other in others.into_iter().flatten().filter(|other| precedes(other, loaded)) {
             let Object::DestinationRule(earlier) = &other.object else {
                 continue;
             };
-            if other.object.namespace() != namespace || resolve(&earlier.spec.host, namespace) != host {
-                continue;
-            }
             if earlier.spec.workload_selector != spec.workload_selector {
                 continue;
             }

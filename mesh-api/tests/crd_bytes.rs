@@ -1,0 +1,86 @@
+//! Whatever the bytes of a file: reading and judging them ends, without panic, and every finding has a place.
+#![cfg(feature = "crd")]
+
+use mesh_api::source::{Contents, read};
+use mesh_api::validate::{analyze, analyze_set};
+use proptest::prelude::*;
+
+/// Files that exercise much of the reader; mutations start from these.
+const CORPUS: &[&str] = &[
+    include_str!("policies/canary-with-port.yaml"),
+    include_str!("policies/circuit-breaker.yaml"),
+    include_str!("policies/authorization-read-write.yaml"),
+    "%YAML 1.2\n---\na: &x [1, 2.5, ~, true, 'q', \"\\u00e9\"]\nb: *x\n...\n--- >\n folded\n text\n",
+    "apiVersion: v1\nkind: List\nitems:\n- apiVersion: networking.istio.io/v1\n  kind: Sidecar\n  metadata: {name: a}\n- {}\n",
+    "? complex\n: value\n- [}\n",
+];
+
+fn judge(bytes: &[u8]) -> Contents {
+    let contents = read("x.yaml", bytes, "default");
+    for diagnostic in contents
+        .objects
+        .iter()
+        .flat_map(analyze)
+        .chain(analyze_set(&contents.objects))
+    {
+        assert!(diagnostic.line > 0 && diagnostic.column > 0);
+    }
+    for diagnostic in &contents.diagnostics {
+        assert!(diagnostic.line > 0 && diagnostic.column > 0);
+        assert!(!diagnostic.message.is_empty());
+    }
+    contents
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn arbitrary_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        judge(&bytes);
+    }
+
+    #[test]
+    fn arbitrary_text_of_yaml_characters(text in "[-:\\[\\]{}&*!|>'\"#%@?,.~ \n\r\ta-c0-9\u{e9}\u{1f600}]{0,200}") {
+        judge(text.as_bytes());
+    }
+
+    #[test]
+    fn damaged_files(
+        index in 0..CORPUS.len(),
+        edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3u8), 1..6),
+    ) {
+        let mut bytes = CORPUS[index].as_bytes().to_vec();
+        for (at, byte, kind) in edits {
+            let at = at.index(bytes.len());
+            match kind {
+                0 => bytes[at] = byte,
+                1 => bytes.insert(at, byte),
+                _ if bytes.len() > 1 => { bytes.remove(at); }
+                _ => {}
+            }
+        }
+        judge(&bytes);
+    }
+
+    #[test]
+    fn truncated_files(index in 0..CORPUS.len(), cut in any::<prop::sample::Index>()) {
+        let bytes = CORPUS[index].as_bytes();
+        judge(&bytes[..cut.index(bytes.len())]);
+    }
+}
+
+#[test]
+fn what_was_read_reads_the_same_when_written() {
+    for text in CORPUS {
+        for loaded in judge(text.as_bytes()).objects {
+            let json = loaded
+                .object
+                .to_value()
+                .map(|value| value.to_string())
+                .unwrap_or_default();
+            let again = judge(json.as_bytes());
+            assert_eq!(again.objects.first().map(|o| &o.object), Some(&loaded.object), "{json}");
+        }
+    }
+}
