@@ -133,3 +133,12 @@ fn a_virtual_service_without_hosts_is_explained_unless_it_is_a_delegate() {
     let root = virtual_service("root", "{hosts: [reviews], http: [{delegate: {name: a}}]}");
     check(&[&without, &root], &[]);
 }
+
+#[test]
+fn one_mesh_has_one_configuration() {
+    let config = |name: &str| format!("apiVersion: mesh.dev/v1\nkind: MeshConfig\nmetadata: {{name: {name}}}\n");
+    check(
+        &[&config("b"), &config("a")],
+        &["b conflict : MeshConfig a takes precedence"],
+    );
+}

@@ -422,7 +422,7 @@ pub enum H2UpgradePolicy {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OutlierDetection {
-    /// Errors in a row; superseded by `consecutive5xxErrors`.
+    /// Without effect, as in Istio; superseded by `consecutive5xxErrors`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consecutive_errors: Option<i32>,
     /// Counts failures to connect apart from errors that the endpoint answered.

@@ -1,7 +1,6 @@
 //! AuthorizationPolicy: its rules, and which of their conditions this mesh can decide.
 //!
-//! A condition that cannot be decided never holds where it would allow and always where it would deny; the finding says
-//! so.
+//! A rule with a condition that cannot be decided denies the requests that the rest of it selects; the finding says so.
 
 use kube::core::ObjectMeta;
 
@@ -117,13 +116,8 @@ fn unsupported(at: FieldPath, what: &str, instead: &str, findings: &mut Findings
     findings.warning(at, "not-supported-yet", format!("not supported yet: {what}; {instead}"));
 }
 
-/// What becomes of a rule with a condition that cannot be decided.
-fn closed(action: AuthorizationAction) -> &'static str {
-    match action {
-        AuthorizationAction::Allow => "the rule allows nothing",
-        _ => "the rule denies as if the condition held",
-    }
-}
+/// What becomes of a rule with a condition that cannot be decided, whatever its action.
+const CLOSED: &str = "the rule denies the requests that the rest of it selects";
 
 fn check_rule(rule: &Rule, action: AuthorizationAction, at: &FieldPath, findings: &mut Findings) {
     let (mut from_has_tcp, mut to_has_tcp) = (false, false);
@@ -132,7 +126,7 @@ fn check_rule(rule: &Rule, action: AuthorizationAction, at: &FieldPath, findings
         match &from.source {
             None => findings.error(at, "missing-field", "an entry of from needs a source"),
             Some(source) => {
-                check_source(source, action, &at, findings);
+                check_source(source, &at, findings);
                 from_has_tcp |= has_connection_attributes(source);
             }
         }
@@ -142,13 +136,13 @@ fn check_rule(rule: &Rule, action: AuthorizationAction, at: &FieldPath, findings
         match &to.operation {
             None => findings.error(at, "missing-field", "an entry of to needs an operation"),
             Some(operation) => {
-                check_operation(operation, action, &at, findings);
+                check_operation(operation, &at, findings);
                 to_has_tcp |= !(operation.ports.is_empty() && operation.not_ports.is_empty());
             }
         }
     }
     for (index, condition) in rule.when.iter().enumerate() {
-        check_condition(condition, action, &at.field("when").index(index), findings);
+        check_condition(condition, &at.field("when").index(index), findings);
     }
     let http_only = if rule.to.is_empty() {
         !rule.from.is_empty() && !from_has_tcp
@@ -172,7 +166,7 @@ fn has_connection_attributes(source: &Source) -> bool {
     *source != requests_only
 }
 
-fn check_source(source: &Source, action: AuthorizationAction, at: &FieldPath, findings: &mut Findings) {
+fn check_source(source: &Source, at: &FieldPath, findings: &mut Findings) {
     if *source == Source::default() {
         findings.error(
             at.clone(),
@@ -226,12 +220,12 @@ fn check_source(source: &Source, action: AuthorizationAction, at: &FieldPath, fi
         ("notTrustDomains", &source.not_trust_domains),
     ] {
         if !list.is_empty() {
-            unsupported(at.field(name), &at.field(name).to_string(), closed(action), findings);
+            unsupported(at.field(name), &at.field(name).to_string(), CLOSED, findings);
         }
     }
 }
 
-fn check_operation(operation: &Operation, action: AuthorizationAction, at: &FieldPath, findings: &mut Findings) {
+fn check_operation(operation: &Operation, at: &FieldPath, findings: &mut Findings) {
     if *operation == Operation::default() {
         findings.error(
             at.clone(),
@@ -256,7 +250,7 @@ fn check_operation(operation: &Operation, action: AuthorizationAction, at: &Fiel
         for (index, path) in list.iter().enumerate() {
             let at = at.field(name).index(index);
             if path.contains("{*}") || path.contains("{**}") {
-                unsupported(at, &format!("path template {path:?}"), closed(action), findings);
+                unsupported(at, &format!("path template {path:?}"), CLOSED, findings);
             } else if path.contains(['{', '}']) {
                 findings.error(
                     at,
@@ -268,7 +262,7 @@ fn check_operation(operation: &Operation, action: AuthorizationAction, at: &Fiel
     }
 }
 
-fn check_condition(condition: &Condition, action: AuthorizationAction, at: &FieldPath, findings: &mut Findings) {
+fn check_condition(condition: &Condition, at: &FieldPath, findings: &mut Findings) {
     let key = condition.key.as_str();
     if condition.values.is_empty() && condition.not_values.is_empty() {
         findings.error(
@@ -291,17 +285,15 @@ fn check_condition(condition: &Condition, action: AuthorizationAction, at: &Fiel
         return;
     }
     if KEYS_NOT_YET.contains(&key) || PREFIXES_NOT_YET.iter().any(|prefix| key.starts_with(prefix)) {
-        return unsupported(at, &format!("the key {key:?}"), closed(action), findings);
+        return unsupported(at, &format!("the key {key:?}"), CLOSED, findings);
     }
     let hint = match nearest(key, KEYS.iter().chain(KEYS_NOT_YET).copied()) {
+        _ if key.starts_with("request.header") => "write request.headers[name]".to_owned(),
         Some(near) => format!("did you mean {near:?}?"),
         None => format!("known are {}", KEYS.join(", ")),
     };
-    findings.error(
-        at,
-        "unknown-key",
-        format!("there is no key {key:?}; {hint} Until then {}", closed(action)),
-    );
+    let message = format!("there is no key {key:?} ({hint}); until it is mended {CLOSED}");
+    findings.error(at, "unknown-key", message);
 }
 
 /// `request.headers[name]`.

@@ -6,7 +6,7 @@ use super::text::{self, host, is_label, labels, millisecond, not_negative, wildc
 use super::traffic_policy::connection_pool;
 use crate::crd::common::Port;
 use crate::crd::gateway::{GatewaySpec, Server, ServerTls, ServerTlsMode};
-use crate::crd::mesh_config::MeshConfigSpec;
+use crate::crd::mesh_config::{AccessLogEncoding, MeshConfigSpec};
 use crate::crd::proxy_config::ProxyConfigSpec;
 use crate::crd::sidecar::SidecarSpec;
 use crate::crd::telemetry::{TagOperation, TelemetrySpec};
@@ -289,6 +289,11 @@ pub(super) fn mesh_config(spec: &MeshConfigSpec, at: &FieldPath, findings: &mut 
     }
     if let Some(timeout) = spec.connect_timeout {
         findings.test(at.field("connectTimeout"), millisecond(timeout));
+    }
+    let format = spec.access_log_format.as_deref().unwrap_or_default();
+    if !format.is_empty() && spec.access_log_encoding == Some(AccessLogEncoding::Json) {
+        let message = "accessLogFormat has no effect while accessLogEncoding is JSON";
+        findings.warning(at.field("accessLogFormat"), "no-effect", message);
     }
     let Some(tracing) = &spec.tracing else { return };
     let at = at.field("tracing");

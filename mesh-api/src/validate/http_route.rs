@@ -352,7 +352,13 @@ fn fault(fault: &FaultInjection, at: &FieldPath, findings: &mut Findings) {
     }
     if let Some(delay) = &fault.delay {
         let at = at.field("delay");
-        share_of_requests(delay.percentage.as_ref(), &at, findings);
+        match delay.percent {
+            Some(percent) => {
+                findings.test(at.field("percent"), text::whole_percent(percent));
+                findings.warning(at.field("percent"), "deprecated", "percent is superseded by percentage");
+            }
+            None => share_of_requests(delay.percentage.as_ref(), &at, findings),
+        }
         if delay.exponential_delay.is_some() {
             let message = "exponentialDelay does not work, here as in Istio; use fixedDelay";
             findings.error(at.field("exponentialDelay"), "bad-value", message);
@@ -430,12 +436,15 @@ fn mirrors(route: &HttpRoute, at: &FieldPath, findings: &mut Findings) {
         ("mirrorPercent", route.mirror_percent),
         ("mirror_percent", route.mirror_percent_alias),
     ] {
-        if let Some(percent) = percent.filter(|percent| *percent > 100) {
-            findings.error(
-                at.field(name),
-                "bad-value",
-                format!("{percent} per cent is not from 0 to 100"),
-            );
+        let Some(percent) = percent else { continue };
+        findings.warning(
+            at.field(name),
+            "deprecated",
+            format!("{name} is superseded by mirrorPercentage"),
+        );
+        if percent > 100 {
+            let message = format!("{percent} per cent is not from 0 to 100");
+            findings.error(at.field(name), "bad-value", message);
         }
     }
     if let Some(percentage) = &route.mirror_percentage {

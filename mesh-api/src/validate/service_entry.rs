@@ -187,6 +187,8 @@ pub(super) fn check_workload(spec: &WorkloadEntrySpec, at: &FieldPath, findings:
         if !spec.ports.is_empty() {
             findings.error(at.field("ports"), "bad-value", "a Unix socket has no ports");
         }
+        let message = "not supported yet: a Unix socket as address; the workload gets no traffic";
+        findings.warning(at.field("address"), "not-supported-yet", message);
     } else if address.parse::<IpAddr>().is_err() && host(address).is_err() {
         let message = format!("{address:?} is neither an IP address nor a host name");
         findings.error(at.field("address"), "bad-value", message);

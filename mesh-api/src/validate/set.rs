@@ -23,6 +23,7 @@ pub fn analyze_set(objects: &[Loaded]) -> Vec<Diagnostic> {
         let findings = match &loaded.object {
             Object::VirtualService(object) => set.virtual_service(loaded, &object.spec),
             Object::DestinationRule(object) => set.destination_rule(loaded, &object.spec),
+            Object::MeshConfig(_) => set.mesh_config(loaded),
             _ => Vec::new(),
         };
         diagnostics.extend(findings.into_iter().map(|finding| loaded.locate(finding)));
@@ -190,6 +191,16 @@ impl<'a> Set<'a> {
             .virtual_services
             .get(&(loaded.object.namespace(), host.to_owned()))?;
         owners.iter().copied().find(|other| precedes(other, loaded))
+    }
+
+    /// There is one set of settings for the mesh.
+    fn mesh_config(&self, loaded: &Loaded) -> Vec<Finding> {
+        let owner = self.objects.iter().find(|other| precedes(other, loaded));
+        let finding = |owner: &Loaded| {
+            let message = format!("{} takes precedence; this object has no effect", owner.reference());
+            Finding::warning(FieldPath::root(), "conflict", message)
+        };
+        owner.map(finding).into_iter().collect()
     }
 
     fn destination_rule(&self, loaded: &Loaded, spec: &DestinationRuleSpec) -> Vec<Finding> {

@@ -24,7 +24,9 @@ fn support(kind: Kind) -> Support {
     match kind {
         Kind::VirtualService => Support::Fields(VIRTUAL_SERVICE),
         Kind::DestinationRule => Support::Policies,
-        Kind::ServiceEntry | Kind::WorkloadEntry | Kind::PeerAuthentication | Kind::MeshConfig => Support::Everything,
+        Kind::ServiceEntry => Support::Fields(SERVICE_ENTRY),
+        Kind::WorkloadEntry => Support::Fields(WORKLOAD_ENTRY),
+        Kind::PeerAuthentication | Kind::MeshConfig => Support::Everything,
         // Judged rule by rule, with what happens instead, by `authorization_policy`.
         Kind::AuthorizationPolicy => Support::Everything,
         Kind::Gateway
@@ -66,14 +68,36 @@ const VIRTUAL_SERVICE: &[&str] = &[
     "http[].retries.backoff",
     "http[].fault.delay.fixedDelay",
     "http[].fault.delay.percentage",
+    "http[].fault.delay.percent",
     "http[].fault.abort.httpStatus",
     "http[].fault.abort.grpcStatus",
     "http[].fault.abort.percentage",
     "http[].mirror",
     "http[].mirrorPercentage",
+    "http[].mirrorPercent",
+    "http[].mirror_percent",
     "http[].mirrors",
     "http[].headers",
 ];
+
+const SERVICE_ENTRY: &[&str] = &[
+    "hosts",
+    "addresses",
+    "ports",
+    "location",
+    "resolution",
+    "workloadSelector",
+    "exportTo",
+    "subjectAltNames",
+    "endpoints[].address",
+    "endpoints[].ports",
+    "endpoints[].labels",
+    "endpoints[].locality",
+    "endpoints[].weight",
+    "endpoints[].serviceAccount",
+];
+
+const WORKLOAD_ENTRY: &[&str] = &["address", "ports", "labels", "locality", "weight", "serviceAccount"];
 
 const DESTINATION_RULE: &[&str] = &["host", "exportTo", "subsets[].name", "subsets[].labels"];
 
@@ -114,7 +138,10 @@ const POLICY: &[&str] = &[
     "outlierDetection.baseEjectionTime",
     "outlierDetection.maxEjectionPercent",
     "tls.mode",
-    "retryBudget",
+    "tls.subjectAltNames",
+    "tls.sni",
+    "retryBudget.percent",
+    "retryBudget.minRetryConcurrency",
     "retryPolicy",
     "timeout",
 ];
@@ -208,9 +235,6 @@ impl Walk<'_> {
                 let pattern = format!("{pattern}[]");
                 for (index, item) in items.iter().enumerate() {
                     let at = at.index(index);
-                    if pattern == "http[].mirrors[]" && index > 0 {
-                        self.report(&at, "more than one mirror");
-                    }
                     match item {
                         Value::String(gateway) if pattern.ends_with("gateways[]") && gateway != "mesh" => {
                             self.report(&at, &format!("gateway {gateway:?}"));
@@ -251,16 +275,25 @@ mod tests {
         for field in VIRTUAL_SERVICE {
             assert!(known(Kind::VirtualService, field), "{field}");
         }
-        for field in DESTINATION_RULE {
-            assert!(known(Kind::DestinationRule, field), "{field}");
+        for (kind, fields) in [
+            (Kind::DestinationRule, DESTINATION_RULE),
+            (Kind::ServiceEntry, SERVICE_ENTRY),
+            (Kind::WorkloadEntry, WORKLOAD_ENTRY),
+        ] {
+            for field in fields {
+                assert!(known(kind, field), "{kind} {field}");
+            }
         }
         for place in POLICY_PLACES {
             for field in POLICY {
                 // A port's settings have a port and no budget, those of the whole destination the reverse.
-                let absent = if place.ends_with("[]") { "retryBudget" } else { "port" };
+                let absent = |field: &str| match place.ends_with("[]") {
+                    true => field.starts_with("retryBudget"),
+                    false => field == "port",
+                };
                 assert_eq!(
                     known(Kind::DestinationRule, &format!("{place}.{field}")),
-                    *field != absent,
+                    !absent(field),
                     "{place}.{field}"
                 );
             }

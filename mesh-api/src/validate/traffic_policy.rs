@@ -237,8 +237,9 @@ fn outlier_detection(detection: &OutlierDetection, at: &FieldPath, findings: &mu
     }
     if let Some(errors) = detection.consecutive_errors {
         findings.test(at.field("consecutiveErrors"), not_negative(errors));
-        let message = "consecutiveErrors is superseded by consecutive5xxErrors and consecutiveGatewayErrors";
-        findings.warning(at.field("consecutiveErrors"), "deprecated", message);
+        let message =
+            "consecutiveErrors has no effect, here as in Istio; use consecutive5xxErrors or consecutiveGatewayErrors";
+        findings.warning(at.field("consecutiveErrors"), "no-effect", message);
     }
     if !detection.split_external_local_origin_errors && detection.consecutive_local_origin_failures.unwrap_or(0) > 0 {
         let message = "consecutiveLocalOriginFailures needs splitExternalLocalOriginErrors: true";

@@ -170,7 +170,7 @@ fn traffic_policies() {
         ),
         (
             "outlierDetection: {consecutiveErrors: 5}",
-            &["deprecated $.outlierDetection.consecutiveErrors: superseded"],
+            &["no-effect $.outlierDetection.consecutiveErrors: here as in Istio"],
         ),
         (
             "outlierDetection: {consecutiveLocalOriginFailures: 5}",
@@ -180,12 +180,15 @@ fn traffic_policies() {
             "outlierDetection: {minHealthPercent: 10}",
             &["not-supported-yet $.outlierDetection.minHealthPercent: minHealthPercent"],
         ),
-        ("tls: {mode: ISTIO_MUTUAL}", &[]),
         (
-            "tls: {mode: SIMPLE, sni: a.b}",
+            "tls: {mode: ISTIO_MUTUAL, sni: a.b, subjectAltNames: [spiffe://x/ns/y/sa/z]}",
+            &[],
+        ),
+        (
+            "tls: {mode: SIMPLE, caCrl: /c}",
             &[
                 "not-supported-yet $.tls.mode: SIMPLE",
-                "not-supported-yet $.tls.sni: sni",
+                "not-supported-yet $.tls.caCrl: caCrl",
             ],
         ),
         (

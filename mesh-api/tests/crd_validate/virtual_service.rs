@@ -339,17 +339,20 @@ fn http_timeouts_retries_faults_and_mirrors() {
             ],
         ),
         (
-            "fault: {delay: {fixedDelay: 1s, percent: 50}}",
+            "fault: {delay: {fixedDelay: 1s, percent: 101}}",
             &[
-                "no-effect spec.http[0].fault.delay.percentage: no request is affected",
-                "not-supported-yet spec.http[0].fault.delay.percent: percent",
+                "deprecated spec.http[0].fault.delay.percent: superseded",
+                "!bad-value spec.http[0].fault.delay.percent: not from 0 to 100",
             ],
         ),
         ("mirror: {host: b}, mirrorPercentage: {value: 10}", &[]),
         ("mirrors: [{destination: {host: b}, percentage: {value: 10}}]", &[]),
         (
-            "mirrors: [{destination: {host: b}}, {destination: {host: c}}]",
-            &["not-supported-yet spec.http[0].mirrors[1]: more than one mirror"],
+            "mirrors: [{destination: {host: b}}, {destination: {host: '*'}, percentage: {value: -1}}]",
+            &[
+                "!bad-value spec.http[0].mirrors[1].destination.host: no destination",
+                "!bad-value spec.http[0].mirrors[1].percentage: not from 0 to 100",
+            ],
         ),
         (
             "mirror: {host: b}, mirrors: [{destination: {host: c}}]",
@@ -363,7 +366,7 @@ fn http_timeouts_retries_faults_and_mirrors() {
             "mirror: {host: b}, mirrorPercent: 101",
             &[
                 "!bad-value spec.http[0].mirrorPercent: not from 0 to 100",
-                "not-supported-yet spec.http[0].mirrorPercent: mirrorPercent",
+                "deprecated spec.http[0].mirrorPercent: superseded",
             ],
         ),
     ];
