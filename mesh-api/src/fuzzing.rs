@@ -24,7 +24,8 @@ pub fn fuzz_wire(data: &[u8]) {
     }
 }
 
-/// Policy files: any bytes are read or reported, and every report points into the file.
+/// Policy files: any bytes are read or reported, every report points into the file, and an object that was read is the
+/// same when it is written and read again.
 #[cfg(feature = "crd")]
 pub fn fuzz_yaml(data: &[u8]) {
     let contents = crate::source::read("fuzz.yaml", data, "default");
@@ -35,6 +36,12 @@ pub fn fuzz_yaml(data: &[u8]) {
         let line = usize::try_from(diagnostic.line).unwrap_or(usize::MAX);
         assert!((1..=lines).contains(&line), "{diagnostic} in a file of {lines} lines");
         assert!(diagnostic.column > 0 && !diagnostic.message.is_empty(), "{diagnostic}");
+    }
+    for loaded in &contents.objects {
+        if let Ok(written) = loaded.object.to_value() {
+            let again = crate::source::read("fuzz.yaml", written.to_string().as_bytes(), "default");
+            assert_eq!(again.objects.first().map(|again| &again.object), Some(&loaded.object));
+        }
     }
 }
 
