@@ -9,6 +9,8 @@ pub mod certificates;
 pub mod direct;
 pub mod envoy;
 pub mod load;
+pub mod mesh;
+pub mod mesh;
 pub mod process;
 pub mod report;
 pub mod run;

@@ -2,4 +2,6 @@
 //! making load. Nothing here is part of the mesh.
 
 pub mod bench;
+pub mod binaries;
 pub mod peers;
+pub mod plain;

@@ -293,7 +293,7 @@ fn listener_address(admin_file: &Path) -> Option<SocketAddr> {
 }
 
 /// An answer by the admin interface, with head and framing, which its readers skip. It refuses HTTP/1.0.
-fn get(admin: SocketAddr, path: &str) -> std::io::Result<String> {
+pub(super) fn get(admin: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(admin)?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
     write!(

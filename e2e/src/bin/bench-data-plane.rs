@@ -10,12 +10,14 @@ use clap::{Args, Parser, Subcommand};
 use e2e::bench::direct::Direct;
 use e2e::bench::envoy::Envoy;
 use e2e::bench::load::{self, Entry, Form, Plan};
+use e2e::bench::mesh::{self, Mesh};
 use e2e::bench::process::{self, Cores, Launcher};
 use e2e::bench::run::{self, Options};
 use e2e::bench::setting::{self, Protocol};
 use e2e::bench::subject::Subject;
 use e2e::bench::{backend, report};
 use e2e::peers;
+use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -75,6 +77,10 @@ enum Role {
     },
     #[command(hide = true)]
     Load(LoadArgs),
+    #[command(hide = true, name = mesh::CONTROL)]
+    MeshControl(mesh_control::config::Config),
+    #[command(hide = true, name = mesh::PROXY)]
+    MeshProxy(Box<mesh_proxy::config::Config>),
 }
 
 #[derive(Args)]
@@ -107,6 +113,14 @@ fn main() -> anyhow::Result<()> {
         None => benchmark(&cli.benchmark),
         Some(Role::Pinned { core, program }) => match process::become_program(core, &program)? {},
         Some(Role::Backend { protocol, body_bytes }) => one_thread()?.block_on(backend::run(protocol, body_bytes)),
+        Some(Role::MeshControl(config)) => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(mesh_control::run(config, CancellationToken::new()))
+        }
+        Some(Role::MeshProxy(config)) => {
+            let logging = mesh_proxy::logging::Logging::install(&config.log)?;
+            mesh_proxy::run(*config, logging, CancellationToken::new())
+        }
         Some(Role::Load(args)) => {
             let LoadArgs {
                 protocol,
@@ -173,7 +187,7 @@ fn benchmark(args: &Benchmark) -> anyhow::Result<()> {
 }
 
 fn subjects(install: bool) -> anyhow::Result<Vec<Box<dyn Subject>>> {
-    let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
+    let mut subjects: Vec<Box<dyn Subject>> = vec![Box::new(Mesh)];
     let envoy = match peers::find_envoy() {
         None if install => Some(peers::install_envoy()?),
         found => found,

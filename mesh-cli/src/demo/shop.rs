@@ -163,7 +163,9 @@ impl Block {
         IpAddr::V4(Ipv4Addr::new(127, self.0, self.1, 1))
     }
 
-    fn workload(self, index: usize) -> IpAddr {
+    /// Address of the workload with this index.
+    #[must_use]
+    pub fn workload(self, index: usize) -> IpAddr {
         let last = u8::try_from(10 + index).unwrap_or(u8::MAX);
         IpAddr::V4(Ipv4Addr::new(127, self.0, self.1, last))
     }
