@@ -1,8 +1,11 @@
 //! The workspace's own programs, as a user would have built them: next to the test that asks, in the same profile.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+
+const PROGRAMS: [&str; 3] = ["meshctl", "mesh-control", "mesh-proxy"];
 
 /// `meshctl`.
 #[must_use]
@@ -54,5 +57,22 @@ fn build() -> PathBuf {
     }
     let status = cargo.status().expect("cargo runs");
     assert!(status.success(), "the workspace's programs do not build");
-    directory
+    keep(&directory).expect("programs can be linked within the target directory")
+}
+
+/// Links the programs to a place of this checkout's own: a build that ends while tests run, of another checkout with the
+/// same target directory too, must not swap the programs under test.
+fn keep(built: &Path) -> std::io::Result<PathBuf> {
+    let mut checkout = DefaultHasher::new();
+    env!("CARGO_MANIFEST_DIR").hash(&mut checkout);
+    let kept = built.join(format!("under-test-{:016x}", checkout.finish()));
+    std::fs::create_dir_all(&kept)?;
+    for program in PROGRAMS {
+        let fresh = kept.join(format!("{program}.{}", std::process::id()));
+        std::fs::hard_link(built.join(program), &fresh)?;
+        std::fs::rename(&fresh, kept.join(program))?;
+        // Renaming a link onto another link of the same file leaves both.
+        let _ = std::fs::remove_file(&fresh);
+    }
+    Ok(kept)
 }
