@@ -10,7 +10,6 @@ pub mod direct;
 pub mod envoy;
 pub mod load;
 pub mod mesh;
-pub mod mesh;
 pub mod process;
 pub mod report;
 pub mod run;

@@ -2,8 +2,12 @@
 
 pub mod ca;
 pub mod compile;
+pub mod config;
 pub mod discovery;
 pub mod grpc;
+pub mod run;
 pub mod source;
+pub mod status;
+mod telemetry;
 pub mod tls;
 pub mod world;

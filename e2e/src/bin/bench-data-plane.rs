@@ -113,10 +113,7 @@ fn main() -> anyhow::Result<()> {
         None => benchmark(&cli.benchmark),
         Some(Role::Pinned { core, program }) => match process::become_program(core, &program)? {},
         Some(Role::Backend { protocol, body_bytes }) => one_thread()?.block_on(backend::run(protocol, body_bytes)),
-        Some(Role::MeshControl(config)) => {
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            runtime.block_on(mesh_control::run(config, CancellationToken::new()))
-        }
+        Some(Role::MeshControl(config)) => mesh_control::run::main(config, CancellationToken::new()),
         Some(Role::MeshProxy(config)) => {
             let logging = mesh_proxy::logging::Logging::install(&config.log)?;
             mesh_proxy::run(*config, logging, CancellationToken::new())

@@ -1,0 +1,169 @@
+//! Puts a control plane together and runs it: sources to world to discovery, and the certificate authority beside them.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::ca::{Authenticator, Authority, CertificateService, TokenStore};
+use crate::compile::Resolver;
+use crate::config::Config;
+use crate::discovery::Discovery;
+use crate::grpc::Services;
+use crate::source::dir::{DirSource, Options};
+use crate::status::{self, Pages};
+use crate::telemetry;
+use crate::tls::ControlTls;
+use crate::world::{self, World};
+
+/// A proxy that went without a word is noticed after this long without traffic, and as long without an answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// How long streams may take to end.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
+
+/// What `mesh-control` does: runs until SIGTERM or SIGINT, or until `stop` is cancelled. To be called from a plain
+/// thread.
+///
+/// # Errors
+/// As [`run`], and when the log's filter is none.
+pub fn main(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let filter: tracing_subscriber::EnvFilter = config.log.parse().context("--log")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        tokio::spawn(stop_on_signals(stop.clone()));
+        run(config, stop).await
+    })
+}
+
+/// Runs a control plane until `shutdown`.
+///
+/// # Errors
+/// When a setting cannot work, the authority's directory cannot be used, or an address cannot be bound; never because
+/// of what policy files say.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    for directory in &config.config_dirs {
+        anyhow::ensure!(
+            directory.is_dir(),
+            "--config-dir {}: not a directory",
+            directory.display()
+        );
+    }
+    let lifetimes = config.lifetimes()?;
+    let names = config.serving_names()?;
+    let metrics = telemetry::recorder()?;
+
+    let authority = Authority::open(&config.ca.directory, &config.ca.trust_domain, lifetimes)?;
+    let authenticator = Authenticator::new(config.ca.trust_domain.clone(), TokenStore::new(&config.ca.directory));
+    let tls = ControlTls::new(authority.clone(), names)?;
+    let listener = bind("--listen", config.listen).await?;
+    let status_listener = bind("--status", config.status).await?;
+
+    let resolver = Arc::new(Resolver::new(World::new(world::Options {
+        trust_domain: config.ca.trust_domain.clone(),
+        root_namespace: config.root_namespace.as_str().into(),
+        ..world::Options::default()
+    })));
+    let sink = resolver.clone();
+    let source = DirSource::start(Options::new(config.config_dirs.clone()), move |events| {
+        sink.apply(&events)
+    })
+    .context("watching policy files")?;
+    let discovery = Discovery::new(
+        resolver,
+        Arc::new(authenticator.clone()),
+        config.name.as_str(),
+        shutdown.clone(),
+    );
+
+    let serving = Arc::new(AtomicBool::new(false));
+    let pages = Arc::new(pages(&discovery, &source, metrics.clone(), serving.clone()));
+    tokio::spawn(status::serve(pages, status_listener, shutdown.clone()));
+    tokio::spawn(telemetry::upkeep(metrics));
+    let renewal = tls.clone();
+    let renewal_ends = shutdown.clone();
+    tokio::spawn(async move { renewal.keep_fresh(renewal_ends).await });
+
+    // Until all policy is known nothing is answered: half of it could let in what the other half forbids. Proxies that
+    // connect meanwhile wait in the system's queue.
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        () = source.synced() => {}
+    }
+    serving.store(true, Ordering::Relaxed);
+    tracing::info!(
+        listen = %config.listen,
+        status = %config.status,
+        policy = %list(&config.config_dirs),
+        authority = %config.ca.directory.display(),
+        root = %authority.fingerprint(),
+        "started"
+    );
+    let services = Services(discovery.server(), CertificateService::server(authority, authenticator));
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .serve_with_incoming_shutdown(services, tls.incoming(listener), shutdown.clone().cancelled_owned());
+    let mut server = std::pin::pin!(server);
+    tokio::select! {
+        ended = &mut server => return ended.context("serving discovery"),
+        () = shutdown.cancelled() => {}
+    }
+    // Streams end by themselves at shutdown; a proxy that does not read may hold its connection no longer.
+    match tokio::time::timeout(STOP_LIMIT, server).await {
+        Ok(ended) => ended.context("serving discovery"),
+        Err(_) => Ok(()),
+    }
+}
+
+fn pages(
+    discovery: &Discovery,
+    source: &DirSource,
+    metrics: metrics_exporter_prometheus::PrometheusHandle,
+    serving: Arc<AtomicBool>,
+) -> Pages {
+    let diagnostics = source.diagnostics();
+    Pages {
+        discovery: discovery.clone(),
+        metrics: Box::new(move || metrics.render()),
+        diagnostics: Box::new(move || diagnostics.borrow().clone()),
+        ready: Box::new(move || serving.load(Ordering::Relaxed)),
+    }
+}
+
+async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{flag} {address}"))
+}
+
+fn list(directories: &[impl AsRef<Path>]) -> String {
+    let names: Vec<_> = directories
+        .iter()
+        .map(|directory| directory.as_ref().display().to_string())
+        .collect();
+    names.join(", ")
+}
+
+async fn stop_on_signals(stop: CancellationToken) {
+    let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return tracing::error!("signals cannot be waited for");
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    stop.cancel();
+}
