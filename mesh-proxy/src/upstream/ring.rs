@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 
 use super::hash::xxh64;
 
-/// Most points of a ring.
-const POINTS_MOST: f64 = 1_048_576.0;
+/// Most points of a ring (2 MB), unless there are more endpoints. Weights further apart than it can show are rounded.
+const POINTS_MOST: f64 = 131_072.0;
 
 #[derive(Debug)]
 pub(super) struct Ring {
@@ -33,7 +33,7 @@ impl Ring {
         for (index, (address, weight)) in members.iter().enumerate() {
             target += scale * share(*weight);
             let mut copy = 0_u32;
-            while placed < target {
+            while placed < target || copy == 0 {
                 key.clear();
                 // Writing to a string does not fail.
                 let _ = write!(key, "{address}_{copy}");

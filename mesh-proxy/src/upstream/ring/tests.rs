@@ -88,8 +88,11 @@ fn sizes() {
             "{weights:?} {minimum}"
         );
     }
+    // As far apart as can be: bounded, and nobody is left out.
     let extreme = [(addresses(1)[0], 1), (addresses(2)[1], u32::MAX)];
-    assert!(Ring::new(&extreme, 1024).points.len() <= 1_048_577);
+    let ring = Ring::new(&extreme, 1024);
+    assert!(ring.points.len() <= 131_073);
+    assert!(ring.points.iter().any(|(_, index)| *index == 0));
 }
 
 proptest! {
