@@ -1,6 +1,7 @@
 //! The commands of meshctl, one file each. Exit status: 0 is well, 1 found something or failed, 2 was asked wrongly.
 
 mod analyze;
+mod demo;
 mod proxy_config;
 mod proxy_status;
 mod version;
@@ -11,7 +12,7 @@ use clap::{Parser, Subcommand};
 
 /// Runs the mesh on one machine, and shows and checks what a mesh does.
 #[derive(Debug, Parser)]
-#[command(name = "meshctl", version, about, propagate_version = true)]
+#[command(name = "meshctl", version, about)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -19,6 +20,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Runs the whole mesh on this machine: control plane, sidecars, and a shop of small services.
+    Demo(demo::Args),
     /// Checks policy files without a mesh: errors and warnings, with their places.
     Analyze(analyze::Args),
     /// Shows connected proxies, and whether they act on what the control plane says.
@@ -27,6 +30,15 @@ enum Command {
     ProxyConfig(proxy_config::Args),
     /// Prints the version.
     Version(version::Args),
+    /// The control plane of a demo.
+    #[command(name = "__control-plane", hide = true)]
+    ControlPlane(Box<mesh_control::config::Config>),
+    /// A sidecar of a demo.
+    #[command(name = "__sidecar", hide = true)]
+    Sidecar(Box<mesh_proxy::config::Config>),
+    /// An application of a demo.
+    #[command(name = "__app", hide = true)]
+    Application(crate::demo::app::AppArgs),
 }
 
 /// What a command has to say at its end, when it did not fail.
@@ -46,10 +58,14 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
 #[must_use]
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Demo(args) => demo::run(args),
         Command::Analyze(args) => analyze::run(&args),
         Command::ProxyStatus(args) => block_on(proxy_status::run(&args)),
         Command::ProxyConfig(args) => block_on(proxy_config::run(&args)),
         Command::Version(args) => version::run(&args),
+        Command::ControlPlane(config) => demo::control_plane(*config),
+        Command::Sidecar(config) => demo::sidecar(*config),
+        Command::Application(args) => demo::application(args),
     };
     match outcome {
         Ok(Verdict::Well) => ExitCode::SUCCESS,
@@ -58,5 +74,24 @@ pub fn main() -> ExitCode {
             eprintln!("meshctl: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn arguments_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_application_has_a_version_of_its_own() {
+        let args =
+            "meshctl __app --service a --version v1 --namespace default --listen 127.0.0.1:1 --proxy 127.0.0.1:2";
+        assert!(Cli::try_parse_from(args.split(' ')).is_ok());
     }
 }

@@ -15,6 +15,10 @@ const HTTP_PORT: u16 = 8080;
 const REVIEWS_PORTS: [u16; 2] = [80, 9080];
 /// Where an application listens, beside its sidecar.
 const APP_PORT: u16 = 18080;
+/// Ports of each sidecar: explicit proxy, administration, metrics, readiness.
+const SIDECAR_PORTS: [u16; 4] = [15001, 15000, 15090, 15021];
+/// Ports of the control plane: discovery, status.
+pub(super) const CONTROL_PORTS: [u16; 2] = [15012, 15014];
 
 /// A workload as the shop's plan has it.
 struct Plan {
@@ -29,14 +33,18 @@ const AUTH: &str = "http://auth-service.default.svc.cluster.local:8080/";
 const ORDER: &str = "http://order-service.default.svc.cluster.local:8080/";
 const INVENTORY: &str = "http://inventory-service.default.svc.cluster.local:8080/";
 const PAYMENT: &str = "http://payment-service.default.svc.cluster.local:8080/";
-const REVIEWS: &str = "http://reviews.default.svc.cluster.local:9080/";
+/// The service that the commands to copy use.
+pub const REVIEWS: &str = "http://reviews.default.svc.cluster.local:9080/";
+
+/// The workload that requests come from.
+pub const CLIENT: &str = "client";
 
 /// The request that steady traffic makes.
 pub const ENTRANCE: &str = "http://api-gateway.default.svc.cluster.local:8080/";
 
 const PLANS: [Plan; 9] = [
     Plan {
-        name: "client",
+        name: CLIENT,
         service: "client",
         version: "v1",
         port: None,
@@ -141,7 +149,7 @@ pub struct Block(u8, u8);
 pub struct NoBlock(io::Error);
 
 impl Block {
-    /// Finds a block in which nobody listens on the control plane's port.
+    /// Finds a block in which all that the shop needs is free.
     ///
     /// # Errors
     /// When none is found in a hundred tries.
@@ -149,12 +157,27 @@ impl Block {
         let mut last = io::Error::other("none tried");
         for _ in 0..100 {
             let block = Self(fastrand::u8(16..=250), fastrand::u8(1..=250));
-            match TcpListener::bind((block.control_plane(), 15012)) {
-                Ok(_) => return Ok(block),
+            match block
+                .addresses()
+                .try_for_each(|address| TcpListener::bind(address).map(drop))
+            {
+                Ok(()) => return Ok(block),
                 Err(error) => last = error,
             }
         }
         Err(NoBlock(last))
+    }
+
+    /// Everything that somebody of the demo listens on.
+    fn addresses(self) -> impl Iterator<Item = SocketAddr> {
+        let control_plane = CONTROL_PORTS.map(|port| SocketAddr::new(self.control_plane(), port));
+        let workloads = PLANS.iter().enumerate().flat_map(move |(index, plan)| {
+            let own = [plan.port.unwrap_or(HTTP_PORT), APP_PORT]
+                .into_iter()
+                .chain(SIDECAR_PORTS);
+            own.map(move |port| SocketAddr::new(self.workload(index), port))
+        });
+        control_plane.into_iter().chain(workloads)
     }
 
     /// Address of the control plane.
@@ -176,6 +199,7 @@ impl Block {
 /// # Errors
 /// Never for the built-in plan; the signature keeps parsing honest.
 pub fn workloads(block: Block, trust_domain: &TrustDomain) -> anyhow::Result<Vec<ShopWorkload>> {
+    let [outbound, admin, metrics, readiness] = SIDECAR_PORTS;
     PLANS
         .iter()
         .enumerate()
@@ -189,10 +213,10 @@ pub fn workloads(block: Block, trust_domain: &TrustDomain) -> anyhow::Result<Vec
                 address,
                 inbound: SocketAddr::new(address, plan.port.unwrap_or(HTTP_PORT)),
                 app: SocketAddr::new(address, APP_PORT),
-                outbound: SocketAddr::new(address, 15001),
-                admin: SocketAddr::new(address, 15000),
-                metrics: SocketAddr::new(address, 15090),
-                readiness: SocketAddr::new(address, 15021),
+                outbound: SocketAddr::new(address, outbound),
+                admin: SocketAddr::new(address, admin),
+                metrics: SocketAddr::new(address, metrics),
+                readiness: SocketAddr::new(address, readiness),
                 serves: plan.port.is_some(),
                 calls: plan.calls.iter().map(|url| url.parse()).collect::<Result<_, _>>()?,
             })

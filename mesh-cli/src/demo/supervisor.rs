@@ -10,14 +10,17 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Between the end of a child and its next start.
+/// Between the end of a child and its next start; doubled, up to the bound, as long as it ends soon again.
 const RESTART_DELAY: Duration = Duration::from_millis(500);
+const MAX_RESTART_DELAY: Duration = Duration::from_secs(10);
+/// A child that lived so long has worked.
+const LIVED: Duration = Duration::from_secs(10);
 /// How long a child may take to stop by itself.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
 
@@ -39,6 +42,13 @@ pub struct Supervised {
     task: JoinHandle<()>,
 }
 
+/// A child that runs now.
+struct Running {
+    process: Child,
+    /// The pipe that keeps it alive. It cannot stay in `process`: waiting for a child closes its standard input.
+    life: Option<ChildStdin>,
+}
+
 impl Supervised {
     /// Starts a child, and starts it again whenever it ends.
     ///
@@ -48,7 +58,7 @@ impl Supervised {
         let (stop, stopped) = watch::channel(false);
         let pid = Arc::new(AtomicU32::new(0));
         let child = spawn(&spec)?;
-        pid.store(child.id().unwrap_or(0), Ordering::Relaxed);
+        pid.store(child.process.id().unwrap_or(0), Ordering::Relaxed);
         let task = tokio::spawn(keep_running(spec, child, pid.clone(), stopped));
         Ok(Self { stop, pid, task })
     }
@@ -66,25 +76,34 @@ impl Supervised {
     }
 }
 
-async fn keep_running(spec: Spec, mut child: Child, pid: Arc<AtomicU32>, mut stop: watch::Receiver<bool>) {
+async fn keep_running(spec: Spec, mut child: Running, pid: Arc<AtomicU32>, mut stop: watch::Receiver<bool>) {
+    let mut delay = RESTART_DELAY;
     loop {
-        tokio::select! {
+        let started = Instant::now();
+        let status = tokio::select! {
             () = asked_to_stop(&mut stop) => {
-                end(child).await;
+                child.end().await;
                 return;
             }
-            status = child.wait() => {
-                let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-                eprintln!("{} ended ({status}); it is started again. Its log: {}", spec.label, spec.log.display());
+            status = child.process.wait() => {
+                status.map_or_else(|error| error.to_string(), |status| status.to_string())
             }
-        }
+        };
+        delay = if started.elapsed() < LIVED {
+            delay
+        } else {
+            RESTART_DELAY
+        };
+        let (label, log) = (&spec.label, spec.log.display());
+        eprintln!("{label} ended ({status}) and is started again in {delay:?}; its log: {log}");
         tokio::select! {
             () = asked_to_stop(&mut stop) => return,
-            () = tokio::time::sleep(RESTART_DELAY) => {}
+            () = tokio::time::sleep(delay) => {}
         }
+        delay = (delay * 2).min(MAX_RESTART_DELAY);
         match spawn(&spec) {
             Ok(next) => {
-                pid.store(next.id().unwrap_or(0), Ordering::Relaxed);
+                pid.store(next.process.id().unwrap_or(0), Ordering::Relaxed);
                 child = next;
             }
             Err(error) => {
@@ -99,22 +118,33 @@ async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn end(mut child: Child) {
-    drop(child.stdin.take());
-    if tokio::time::timeout(STOP_LIMIT, child.wait()).await.is_err() {
-        let _ = child.kill().await;
+impl Running {
+    async fn end(mut self) {
+        drop(self.life);
+        if tokio::time::timeout(STOP_LIMIT, self.process.wait()).await.is_err() {
+            let _ = self.process.kill().await;
+        }
     }
 }
 
-fn spawn(spec: &Spec) -> io::Result<Child> {
+fn spawn(spec: &Spec) -> io::Result<Running> {
     let log = open_log(&spec.log)?;
-    Command::new(std::env::current_exe()?)
+    let mut command = Command::new(std::env::current_exe()?);
+    // Settings of the user's own proxies are not for these.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"MESH_")) {
+        command.env_remove(name);
+    }
+    let mut process = command
         .args(&spec.args)
+        // Ctrl-C is for the demo alone, which stops its children in order.
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(log.try_clone()?)
         .stderr(log)
         .kill_on_drop(true)
-        .spawn()
+        .spawn()?;
+    let life = process.stdin.take();
+    Ok(Running { process, life })
 }
 
 fn open_log(path: &Path) -> io::Result<File> {
