@@ -1,6 +1,11 @@
 //! Semantics as tables: manifests in, compiled model out, one row per sentence of the specification.
 
 mod basics;
+mod lookup;
+mod policy;
+mod routing;
+mod security;
+mod seed;
 mod serving;
 
 use std::sync::Arc;
