@@ -77,6 +77,8 @@ pub struct StreamLease {
 #[derive(Default)]
 struct Dial {
     joined: Cell<usize>,
+    /// One for each who waits, as far as the connection has them: nobody else finds it idle meanwhile.
+    streams: RefCell<Vec<Stream>>,
     failure: RefCell<Option<(SendErrorKind, String)>>,
     done: Cell<bool>,
     notify: Notify,
@@ -186,7 +188,9 @@ impl Dialer<'_> {
                     },
                 },
             };
-            Joined::new(&dial).wait().await?;
+            if let Some(stream) = Joined::new(&dial).wait().await? {
+                return Ok(stream);
+            }
         }
         Err(SendError::new(
             SendErrorKind::ConnectionClosed { request_started: false },
@@ -248,6 +252,9 @@ async fn connect(
                 facts,
             });
             host.connections.borrow_mut().push(Rc::clone(&shared));
+            let waiting = dial.joined.get().min(host.streams());
+            dial.streams
+                .replace((0..waiting).map(|_| shared.take_stream()).collect());
             tokio::task::spawn_local(drive(shared));
         }
         Err(SendError { kind, detail, .. }) => {
@@ -286,21 +293,27 @@ impl<'a> Joined<'a> {
         Self(dial)
     }
 
-    async fn wait(self) -> Result<(), SendError> {
+    /// A stream of the new connection, unless others have all of them.
+    async fn wait(self) -> Result<Option<Stream>, SendError> {
         let notified = self.0.notify.notified();
         if !self.0.done.get() {
             notified.await;
         }
         match &*self.0.failure.borrow() {
             Some((kind, detail)) => Err(SendError::new(*kind, detail.clone())),
-            None => Ok(()),
+            None => Ok(self.0.streams.borrow_mut().pop()),
         }
     }
 }
 
 impl Drop for Joined<'_> {
     fn drop(&mut self) {
-        self.0.joined.set(self.0.joined.get() - 1);
+        let waiting = self.0.joined.get() - 1;
+        self.0.joined.set(waiting);
+        // Whoever gave up after its stream was set aside leaves it behind.
+        let left = self.0.streams.borrow().len() > waiting;
+        let stream = if left { self.0.streams.borrow_mut().pop() } else { None };
+        drop(stream);
     }
 }
 
