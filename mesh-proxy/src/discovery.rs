@@ -13,6 +13,7 @@ mod store;
 mod tests;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use mesh_api::names::WorkloadId;
 use mesh_api::wire::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use mesh_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
+use prost_types::{Value, value};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
@@ -122,7 +124,7 @@ impl Dial for Endpoint {
 
 /// The client; runs on the administration thread.
 pub struct Discovery {
-    workload: WorkloadId,
+    node: Node,
     dial: Box<dyn Dial>,
     limits: Limits,
     directory: Arc<Directory>,
@@ -174,13 +176,22 @@ impl Discovery {
         directory.set_held(move || Some(lock(&*held.upgrade()?).snapshot()));
         Self {
             store,
-            workload,
+            node: node(&workload),
             dial: Box::new(dial),
             limits,
             directory,
             questions,
             started: Instant::now(),
         }
+    }
+
+    /// Tells the control plane where this proxy is administrated, for those who ask it.
+    #[must_use]
+    pub fn with_admin(mut self, admin: SocketAddr) -> Self {
+        let kind = Some(value::Kind::StringValue(admin.to_string()));
+        let metadata = self.node.metadata.get_or_insert_default();
+        metadata.fields.insert("ADMIN".to_owned(), Value { kind });
+        self
     }
 
     /// Runs until `shutdown`.
@@ -224,7 +235,7 @@ impl Discovery {
                 State::Streaming(Box::new(Link {
                     requests: link.requests,
                     responses: *responses,
-                    node: Some(node(&self.workload)),
+                    node: Some(self.node.clone()),
                     failures,
                 }))
             }

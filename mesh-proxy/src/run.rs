@@ -121,7 +121,8 @@ async fn start(
         proxy.directory.clone(),
         questions,
         proxy.upstreams.clone(),
-    );
+    )
+    .with_admin(proxy.config.admin);
     tokio::spawn(discovery.run(stop.child_token()));
     tokio::spawn(follow_settings(proxy.clone(), stop.child_token()));
     administration::serve(&proxy, logging, &shutdown, &stop).await?;
