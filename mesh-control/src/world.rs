@@ -37,7 +37,7 @@ pub use workload::{Address, Workload};
 /// What a world is told at its start and no object says.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Trust domain of the mesh, unless MeshConfig names one.
+    /// Trust domain of the mesh: what its certificate authority signs for.
     pub trust_domain: TrustDomain,
     /// Namespace whose policies hold for the whole mesh, unless MeshConfig names one.
     pub root_namespace: Arc<str>,
@@ -71,7 +71,6 @@ pub struct World {
     /// AuthorizationPolicies and PeerAuthentications.
     pub security: Security,
     mesh_configs: Vec<(Age, Arc<MeshConfigSpec>)>,
-    trust_domain: TrustDomain,
     trust_domain_aliases: Vec<TrustDomain>,
     root_namespace: Arc<str>,
 }
@@ -86,7 +85,6 @@ impl World {
             traffic: Traffic::default(),
             security: Security::default(),
             mesh_configs: Vec::new(),
-            trust_domain: options.trust_domain.clone(),
             trust_domain_aliases: Vec::new(),
             root_namespace: options.root_namespace.clone(),
             options,
@@ -174,9 +172,15 @@ impl World {
     fn settle_mesh_config(&mut self, touched: &mut HashSet<Key>) {
         touched.insert(key::mesh());
         let spec = self.mesh_configs.first().map(|(_, spec)| spec);
-        self.trust_domain = spec
-            .and_then(|spec| spec.trust_domain.as_deref()?.parse().ok())
-            .unwrap_or_else(|| self.options.trust_domain.clone());
+        if let Some(wanted) = spec.and_then(|spec| spec.trust_domain.as_deref())
+            && wanted != self.options.trust_domain.as_str()
+        {
+            tracing::error!(
+                "MeshConfig: spec.trustDomain: the certificate authority signs for {}, which stays in force; to change it \
+                 to {wanted:?}, start the control plane with that trust domain",
+                self.options.trust_domain
+            );
+        }
         self.trust_domain_aliases = spec
             .map(|spec| spec.trust_domain_aliases.iter().filter_map(|alias| alias.parse().ok()))
             .into_iter()
@@ -200,10 +204,10 @@ impl World {
         self.mesh_configs.first().map(|(_, spec)| &**spec)
     }
 
-    /// Trust domain of the mesh's identities. Its key is [`key::mesh`].
+    /// Trust domain of the mesh's identities; it never changes.
     #[must_use]
     pub fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
+        &self.options.trust_domain
     }
 
     /// Further trust domains of the mesh. Their key is [`key::mesh`].

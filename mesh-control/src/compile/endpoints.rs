@@ -204,7 +204,11 @@ pub fn identity(world: &World, workload: &Workload) -> Option<SpiffeId> {
 #[must_use]
 pub fn workload_at(reader: &Reader<'_>, address: IpAddr) -> Option<model::Workload> {
     reader.note(key::address(address));
-    let mut all = reader.world.registry.workloads_at(address);
+    let mut all = reader
+        .world
+        .registry
+        .workloads_at(address)
+        .map(|(workload, _)| workload);
     let first = all.next()?;
     reader.note(key::workload(&first.id));
     if all.any(|other| workload_differs(first, other)) {

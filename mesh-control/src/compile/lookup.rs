@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_api::crd::service_entry::Resolution;
 use mesh_api::model::ServiceRef;
 
 use super::{Reader, routing};
@@ -209,51 +208,31 @@ fn at_address(reader: &Reader<'_>, address: IpAddr, port: u16) -> Option<Target>
             }));
         }
     }
-    reader.world.registry.workloads_at(address).find_map(|workload| {
-        reader.note(key::workload(&workload.id));
-        let service = serving(reader, workload, address, port)?;
-        Some(Target::Workload {
-            workload: workload.clone(),
-            address,
-            port,
-            service,
+    reader
+        .world
+        .registry
+        .workloads_at(address)
+        .find_map(|(workload, services)| {
+            reader.note(key::workload(&workload.id));
+            Some(Target::Workload {
+                workload: workload.clone(),
+                address,
+                port,
+                service: serving(reader, workload, &services, port)?,
+            })
         })
-    })
 }
 
-/// The oldest service that a workload serves at one of its own ports.
-fn serving(reader: &Reader<'_>, workload: &Arc<Workload>, address: IpAddr, port: u16) -> Option<Found> {
-    let registry = &reader.world.registry;
-    let mut services = registry.serving(workload);
-    if services.is_empty() {
-        // An endpoint that a ServiceEntry lists.
-        services = registry
-            .all_services()
-            .filter(|service| {
-                service.age.namespace == workload.id.namespace && service.resolution == Resolution::Static
-            })
-            .filter(|service| {
-                registry
-                    .members(service)
-                    .iter()
-                    .any(|member| member.ip() == Some(address))
-            })
-            .cloned()
-            .collect();
-        services.sort_by(|a, b| a.age.cmp(&b.age));
-    }
-    services.into_iter().find_map(|service| {
-        let found = service
-            .ports
-            .iter()
-            .find(|candidate| candidate.at(workload) == port)?
-            .clone();
-        let host = service.hosts.iter().find(|host| !host.contains('*'))?.clone();
-        reader.note(key::service(&host));
+/// The oldest of the services that a workload serves at one of its own ports.
+fn serving(reader: &Reader<'_>, workload: &Workload, services: &[Arc<Service>], port: u16) -> Option<Found> {
+    services.iter().find_map(|service| {
+        let found = service.ports.iter().find(|candidate| candidate.at(workload) == port)?;
+        let host = service.hosts.iter().find(|host| !host.contains('*'))?;
+        reader.note(key::service(host));
         Some(Found {
-            host,
-            port: found,
-            service,
+            host: host.clone(),
+            port: found.clone(),
+            service: service.clone(),
         })
     })
 }

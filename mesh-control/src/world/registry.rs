@@ -261,14 +261,19 @@ impl Registry {
         self.workloads.get(id)
     }
 
-    /// Workloads at an address, listed endpoints after workloads with objects of their own. Its key is [`key::address`].
-    pub fn workloads_at(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Workload>> {
+    /// Workloads at an address with the services that they serve, the oldest first: workloads with objects of their own,
+    /// then endpoints that services list. Keys are [`key::address`] and each workload's.
+    pub fn workloads_at(&self, address: IpAddr) -> impl Iterator<Item = (&Arc<Workload>, Vec<Arc<Service>>)> {
         let occupants = self.at_address.get(&address).into_iter().flatten();
         occupants.filter_map(|occupant| match occupant {
-            Occupant::Workload(id) => self.workloads.get(id),
+            Occupant::Workload(id) => {
+                let workload = self.workloads.get(id)?;
+                Some((workload, self.serving(workload)))
+            }
             Occupant::Listed(namespace, name, position) => {
-                match &self.services.get(&(namespace.clone(), name.clone()))?.members {
-                    Members::Listed(list) => list.get(*position),
+                let service = self.services.get(&(namespace.clone(), name.clone()))?;
+                match &service.members {
+                    Members::Listed(list) => Some((list.get(*position)?, vec![service.clone()])),
                     Members::Selected(_) => None,
                 }
             }

@@ -194,12 +194,19 @@ fn sources() {
 
 #[test]
 fn principals_mean_the_same_in_all_trust_domains_of_the_mesh() {
-    let mesh = Mesh::shop(
+    let mut mesh = Mesh {
+        world: World::new(Options {
+            trust_domain: "new.example".parse().unwrap(),
+            ..Options::default()
+        }),
+    };
+    mesh.add(SHOP);
+    mesh.add(
         &(authorization(
             "p",
             "default",
             "{rules: [{from: [{source: {principals: [cluster.local/ns/a/sa/b, old.example/ns/a/sa/c, else/ns/a/sa/d]}}]}]}",
-        ) + "---\napiVersion: mesh.dev/v1\nkind: MeshConfig\nmetadata: {name: mesh}\nspec: {trustDomain: new.example, trustDomainAliases: [old.example]}\n"),
+        ) + "---\napiVersion: mesh.dev/v1\nkind: MeshConfig\nmetadata: {name: mesh}\nspec: {trustDomain: elsewhere.example, trustDomainAliases: [old.example]}\n"),
     );
     let inbound = mesh.inbound("reviews-v1.default");
     assert_eq!(
