@@ -92,7 +92,10 @@ pub(crate) async fn outbound(
             return to_address(worker, stream, downstream, cluster, target).await;
         }
         EndpointSource::Missing(_) => Err(ResponseFlags::NC),
-        EndpointSource::Slices(_) => cluster.pick(None, &[]).map_err(|_| ResponseFlags::UH),
+        EndpointSource::Slices(_) => {
+            cluster.resolved(cluster.model.pool.connect_timeout).await;
+            cluster.pick(None, &[]).map_err(|_| ResponseFlags::UH)
+        }
     };
     match endpoint {
         Ok(endpoint) => carry(worker, stream, downstream, SpanKind::Client, cluster, &endpoint, None).await,

@@ -28,7 +28,7 @@ use crate::worker::Worker;
 
 /// A request that is to be forwarded.
 pub(crate) struct Outgoing {
-    /// Head, with the route's header operations applied, in no particular version's form yet.
+    /// Head, in no particular version's form yet.
     pub parts: Parts,
     /// Body.
     pub body: Body,
@@ -69,10 +69,12 @@ pub(crate) async fn forward(
         return Err(Failure::ClusterNotFound);
     }
     policy::apply_request_headers(&leg.headers, &mut outgoing.parts.headers);
-    if let Picked::Balanced { route } = &picked
-        && let Some(authority) = policy::new_authority(route, rule, leg)
-    {
-        outgoing.authority = authority.clone();
+    if let Picked::Balanced { route } = &picked {
+        // After the leg's, as in Envoy: the route has the last word.
+        policy::apply_request_headers(&route.headers, &mut outgoing.parts.headers);
+        if let Some(authority) = policy::new_authority(route, rule, leg) {
+            outgoing.authority = authority.clone();
+        }
     }
     exchange.authority = Some(outgoing.authority.clone());
     for mirror in &rule.mirrors {
@@ -148,6 +150,8 @@ async fn send(
         }
         _ => None,
     };
+    // At once, but for clusters whose names have no address yet.
+    cluster.resolved(cluster.model.pool.connect_timeout).await;
     let mut request = Request::from_parts(parts, body);
     let mut tried: SmallVec<[Arc<Endpoint>; 3]> = SmallVec::new();
     let mut retrying = None;

@@ -65,28 +65,35 @@ pub(crate) fn wants_upgrade(method: &Method, version: Version, headers: &HeaderM
         })
 }
 
-/// The authority of a request: of its URI, else its `Host`. `None` without any, or with several `Host`s.
-pub(crate) fn authority_of<B>(request: &Request<B>) -> Option<Authority> {
-    if let Some(authority) = request.uri().authority() {
-        return Some(authority.clone());
-    }
-    let mut hosts = request.headers().get_all(HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(host), None) => Authority::from_maybe_shared(bytes_of(host)).ok(),
-        _ => None,
-    }
+/// The authority of a request: of its URI, else its `Host`. `None` without any, with several `Host`s, or with one that is
+/// not a host and port.
+pub(crate) fn authority_of<B>(request: &Request<B>) -> Option<HeaderValue> {
+    let authority = match request.uri().authority() {
+        Some(authority) => HeaderValue::from_str(authority.as_str()).ok()?,
+        None => {
+            let mut hosts = request.headers().get_all(HOST).iter();
+            match (hosts.next(), hosts.next()) {
+                (Some(host), None) => host.clone(),
+                _ => return None,
+            }
+        }
+    };
+    let allowed =
+        |c: &u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'-' | b'_' | b'~' | b':' | b'[' | b']' | b'%');
+    let valid = !authority.is_empty() && authority.as_bytes().iter().all(allowed);
+    valid.then_some(authority)
 }
 
-fn bytes_of(value: &HeaderValue) -> bytes::Bytes {
-    bytes::Bytes::copy_from_slice(value.as_bytes())
-}
-
-/// Host of an authority as discovery knows it: without user information, port, brackets.
-pub(crate) fn host_of(authority: &Authority) -> &str {
-    let host = authority.host();
-    host.strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-        .unwrap_or(host)
+/// Host and port of an authority, brackets removed. What follows a colon and is no port belongs to no host either.
+pub(crate) fn split_authority(authority: &str) -> (&str, Option<u16>) {
+    if let Some(rest) = authority.strip_prefix('[') {
+        let (host, port) = rest.split_once(']').unwrap_or((rest, ""));
+        return (host, port.strip_prefix(':').and_then(|port| port.parse().ok()));
+    }
+    match authority.split_once(':') {
+        Some((host, port)) => (host, port.parse().ok()),
+        None => (authority, None),
+    }
 }
 
 /// Gives a request the form that the upstream's version asks for: origin form with `Host` for HTTP/1, an absolute URI
@@ -114,7 +121,7 @@ pub(crate) fn target(
         HttpVersion::Http2 => {
             let mut parts = http::uri::Parts::default();
             parts.scheme = Some(if tls { Scheme::HTTPS } else { Scheme::HTTP });
-            parts.authority = Some(Authority::from_maybe_shared(bytes_of(authority))?);
+            parts.authority = Some(Authority::try_from(authority.as_bytes())?);
             parts.path_and_query = Some(path);
             *uri = Uri::from_parts(parts)?;
             *version = Version::HTTP_2;
@@ -188,7 +195,7 @@ mod tests {
     #[test]
     fn one_host_is_an_authority_and_two_are_none() {
         let request = Request::builder().uri("/").header("host", "a:80").body(()).unwrap();
-        assert_eq!(authority_of(&request).unwrap().as_str(), "a:80");
+        assert_eq!(authority_of(&request).unwrap(), "a:80");
         let request = Request::builder()
             .uri("/")
             .header("host", "a")
@@ -201,7 +208,25 @@ mod tests {
             .header("host", "a")
             .body(())
             .unwrap();
-        assert_eq!(authority_of(&request).unwrap().as_str(), "u");
+        assert_eq!(authority_of(&request).unwrap(), "u");
+    }
+
+    #[test]
+    fn parts_of_an_authority() {
+        for (authority, host, port) in [
+            ("reviews:9080", "reviews", Some(9080)),
+            ("reviews", "reviews", None),
+            ("[2001:db8::1]:80", "2001:db8::1", Some(80)),
+            ("[2001:db8::1]", "2001:db8::1", None),
+            ("a:b", "a", None),
+            ("a:99999", "a", None),
+        ] {
+            assert_eq!(split_authority(authority), (host, port), "{authority}");
+        }
+        for host in ["user@a", "a/b", "a b", ""] {
+            let request = Request::builder().uri("/").header("host", host).body(()).unwrap();
+            assert!(authority_of(&request).is_none(), "{host}");
+        }
     }
 
     #[test]

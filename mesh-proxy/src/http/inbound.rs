@@ -92,7 +92,7 @@ async fn respond(
     let view = RequestView {
         method: &parts.method,
         scheme: if downstream.identity.is_some() { "https" } else { "http" },
-        authority: authority.as_str(),
+        authority: authority.to_str().map_err(|_| Failure::BadAuthority)?,
         path: parts.uri.path(),
         query: parts.uri.query(),
         headers: &parts.headers,
@@ -106,7 +106,6 @@ async fn respond(
     if !parts.headers.contains_key(FORWARDED_PROTO) {
         parts.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
-    let authority = HeaderValue::from_str(authority.as_str()).map_err(|_| Failure::BadAuthority)?;
     let outgoing = Outgoing {
         parts,
         body,

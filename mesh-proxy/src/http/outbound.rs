@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use mesh_api::model::{Forward, HttpRoute, OutboundPolicy, RouteAction};
@@ -74,8 +73,8 @@ async fn answer(origin: &Rc<Origin>, mut request: Request<Incoming>) -> Response
 /// CONNECT host:port makes a captured connection of the rest of this one.
 fn connect(origin: &Rc<Origin>, mut request: Request<Incoming>) -> Response<Body> {
     let target = request.uri().authority().and_then(|authority| {
-        let port = authority.port_u16()?;
-        let host = headers::host_of(authority);
+        let (host, port) = headers::split_authority(authority.as_str());
+        let port = port?;
         Some(match headers::parse_ip(host) {
             Some(ip) => Target::Address(SocketAddr::new(ip, port)),
             None => Target::Host(host.to_ascii_lowercase().into(), port),
@@ -99,34 +98,30 @@ async fn respond(
     request: Request<Incoming>,
     upgrade: bool,
 ) -> Result<Response<Body>, Failure> {
-    let authority = headers::authority_of(&request).ok_or(Failure::BadAuthority)?;
+    let value = headers::authority_of(&request).ok_or(Failure::BadAuthority)?;
+    let authority = value.to_str().map_err(|_| Failure::BadAuthority)?;
+    let (host, port) = headers::split_authority(authority);
+    let https = request.uri().scheme_str() == Some("https");
     let port = match &origin.target {
         Some(target) => target.port(),
-        None => authority
-            .port_u16()
-            .unwrap_or(if request.uri().scheme_str() == Some("https") {
-                443
-            } else {
-                80
-            }),
+        None => port.unwrap_or(if https { 443 } else { 80 }),
     };
-    let found = find(origin, headers::host_of(&authority), port).await;
+    let found = find(origin, host, port).await;
     let (mut parts, body) = request.into_parts();
     let body = exchange.count_request(Body::from(body));
     if !parts.headers.contains_key(FORWARDED_PROTO) {
         parts.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
-    let authority_value = HeaderValue::from_str(authority.as_str()).map_err(|_| Failure::BadAuthority)?;
     let outgoing = Outgoing {
         parts,
         body,
-        authority: authority_value,
+        authority: value.clone(),
         client_version: origin.version,
         upgrade,
     };
     match found {
         Lookup::Found(destination) => {
-            let result = route(origin, exchange, &destination, &authority, port, outgoing).await;
+            let result = route(origin, exchange, &destination, authority, port, outgoing).await;
             if exchange.notes.edge.is_none() {
                 // Answered before an endpoint was chosen: it counts for the service as a whole.
                 let service = EdgeService::Known(&destination.model.service);
@@ -144,7 +139,7 @@ async fn respond(
                 exchange.notes.edge = Some(edges::to_service(&origin.worker, EdgeService::BlackHole));
                 Err(Failure::BlackHole)
             }
-            OutboundPolicy::AllowAny => pass_through(origin, exchange, &authority, port, outgoing).await,
+            OutboundPolicy::AllowAny => pass_through(origin, exchange, host, port, outgoing).await,
         },
     }
 }
@@ -166,7 +161,7 @@ async fn route(
     origin: &Origin,
     exchange: &mut Exchange,
     destination: &Arc<Destination>,
-    authority: &Authority,
+    authority: &str,
     port: u16,
     mut outgoing: Outgoing,
 ) -> Result<Response<Body>, Failure> {
@@ -180,7 +175,6 @@ async fn route(
         exchange.notes.rule = Some(place.clone());
     }
     inject_fault(exchange, rule).await?;
-    policy::apply_request_headers(&rule.headers, &mut outgoing.parts.headers);
     let mut response = match &rule.action {
         RouteAction::Forward(forwarding) => {
             rewrite(exchange, forwarding, matched, &mut outgoing)?;
@@ -215,12 +209,12 @@ async fn route(
     Ok(response)
 }
 
-fn view_of<'a>(outgoing: &'a Outgoing, authority: &'a Authority) -> RequestView<'a> {
+fn view_of<'a>(outgoing: &'a Outgoing, authority: &'a str) -> RequestView<'a> {
     let parts = &outgoing.parts;
     RequestView {
         method: &parts.method,
         scheme: parts.uri.scheme_str().unwrap_or("http"),
-        authority: authority.as_str(),
+        authority,
         path: parts.uri.path(),
         query: parts.uri.query(),
         headers: &parts.headers,
@@ -267,15 +261,15 @@ fn rewrite(
 async fn pass_through(
     origin: &Origin,
     exchange: &mut Exchange,
-    authority: &Authority,
+    host: &str,
     port: u16,
     outgoing: Outgoing,
 ) -> Result<Response<Body>, Failure> {
     exchange.notes.route = Some("allow_any".into());
     let address = match &origin.target {
         Some(Target::Address(address)) => *address,
-        Some(Target::Host(host, port)) => resolve::address(host, *port).await?,
-        None => resolve::address(headers::host_of(authority), port).await?,
+        Some(Target::Host(target, port)) => resolve::address(target, *port).await?,
+        None => resolve::address(host, port).await?,
     };
     let (cluster, rule) = origin.worker.passthrough();
     let endpoint = cluster

@@ -161,6 +161,9 @@ impl Cluster {
 
     /// Waits, at most so long, for the first answer to every name among the endpoints. Returns at once for addresses.
     pub async fn resolved(&self, within: Duration) {
+        if !self.endpoints.load().is_unresolved() {
+            return;
+        }
         let wait = async {
             loop {
                 let changed = self.resolved.notified();
