@@ -3,5 +3,6 @@
 
 pub mod bench;
 pub mod binaries;
+pub mod demo;
 pub mod peers;
 pub mod plain;
