@@ -165,7 +165,7 @@ impl World<'_> {
         };
         let client = self.block.workload(0);
         let (address, port, label) = match setting.topology {
-            Topology::Single => (backend.ip(), backend.port(), "no-sidecar: \"true\""),
+            Topology::Single => (backend.ip(), backend.port(), "security.istio.io/tlsMode: disabled"),
             Topology::PairMtls => (self.block.workload(1), BACKEND_PORT, "security.istio.io/tlsMode: istio"),
         };
         let mut yaml = String::new();
