@@ -7,6 +7,7 @@
 
 mod authorization;
 mod cluster;
+mod delegate;
 mod destination;
 mod endpoints;
 mod inbound;

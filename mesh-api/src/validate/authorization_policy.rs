@@ -20,19 +20,19 @@ const KEYS: &[&str] = &[
     "source.ip",
     "source.namespace",
     "source.principal",
+    "source.serviceAccount",
     "destination.ip",
     "destination.port",
+    "connection.sni",
 ];
 
 /// Attributes that Istio knows beside them.
 const KEYS_NOT_YET: &[&str] = &[
     "remote.ip",
-    "source.serviceAccount",
     "source.trustDomain",
     "request.auth.principal",
     "request.auth.audiences",
     "request.auth.presenter",
-    "connection.sni",
 ];
 
 const PREFIXES_NOT_YET: &[&str] = &["request.auth.claims", "experimental.envoy.filters."];
@@ -248,16 +248,7 @@ fn check_operation(operation: &Operation, at: &FieldPath, findings: &mut Finding
     }
     for (name, list) in [("paths", &operation.paths), ("notPaths", &operation.not_paths)] {
         for (index, path) in list.iter().enumerate() {
-            let at = at.field(name).index(index);
-            if path.contains("{*}") || path.contains("{**}") {
-                unsupported(at, &format!("path template {path:?}"), CLOSED, findings);
-            } else if path.contains(['{', '}']) {
-                findings.error(
-                    at,
-                    "bad-value",
-                    format!("{path:?}: of braces only {{*}} and {{**}} are known"),
-                );
-            }
+            findings.test(at.field(name).index(index), path_template(path));
         }
     }
 }
@@ -284,7 +275,10 @@ fn check_condition(condition: &Condition, at: &FieldPath, findings: &mut Finding
     if KEYS.contains(&key) || is_header_key(key) {
         return;
     }
-    if KEYS_NOT_YET.contains(&key) || PREFIXES_NOT_YET.iter().any(|prefix| key.starts_with(prefix)) {
+    if key.starts_with("request.headers[:")
+        || KEYS_NOT_YET.contains(&key)
+        || PREFIXES_NOT_YET.iter().any(|prefix| key.starts_with(prefix))
+    {
         return unsupported(at, &format!("the key {key:?}"), CLOSED, findings);
     }
     let hint = match nearest(key, KEYS.iter().chain(KEYS_NOT_YET).copied()) {
@@ -296,12 +290,32 @@ fn check_condition(condition: &Condition, at: &FieldPath, findings: &mut Finding
     findings.error(at, "unknown-key", message);
 }
 
+/// `{*}` stands for one segment of a path, `{**}` at its end for any number.
+fn path_template(path: &str) -> Outcome {
+    if !path.contains(['{', '}']) {
+        return Ok(());
+    }
+    let mut segments = path.split('/').peekable();
+    while let Some(segment) = segments.next() {
+        let last = segments.peek().is_none();
+        if segment.contains(['{', '}']) && segment != "{*}" && !(segment == "{**}" && last) {
+            return Err(format!(
+                "{path:?}: of braces only {{*}} for one whole segment, and {{**}} for the last ones, are known"
+            ));
+        }
+        if segment.contains('*') && !segment.contains('{') {
+            return Err(format!("{path:?}: a template has no other wildcards"));
+        }
+    }
+    Ok(())
+}
+
 /// `request.headers[name]`.
 fn is_header_key(key: &str) -> bool {
     let name = key
         .strip_prefix("request.headers[")
         .and_then(|rest| rest.strip_suffix(']'));
-    name.is_some_and(|name| super::headers::is_token(name) || name.starts_with(':'))
+    name.is_some_and(super::headers::is_token)
 }
 
 fn each(list: &[String], name: &str, at: &FieldPath, test: fn(&str) -> Outcome, findings: &mut Findings) {

@@ -59,6 +59,7 @@ const VIRTUAL_SERVICE: &[&str] = &[
     "http[].route",
     "http[].redirect",
     "http[].directResponse",
+    "http[].delegate",
     "http[].rewrite",
     "http[].timeout",
     "http[].retries.attempts",
@@ -69,6 +70,7 @@ const VIRTUAL_SERVICE: &[&str] = &[
     "http[].fault.delay.fixedDelay",
     "http[].fault.delay.percentage",
     "http[].fault.delay.percent",
+    "http[].fault.delay.percent",
     "http[].fault.abort.httpStatus",
     "http[].fault.abort.grpcStatus",
     "http[].fault.abort.percentage",
@@ -76,8 +78,15 @@ const VIRTUAL_SERVICE: &[&str] = &[
     "http[].mirrorPercentage",
     "http[].mirrorPercent",
     "http[].mirror_percent",
+    "http[].mirrorPercent",
+    "http[].mirror_percent",
     "http[].mirrors",
     "http[].headers",
+    "tcp[].match[].port",
+    "tcp[].match[].sourceLabels",
+    "tcp[].match[].sourceNamespace",
+    "tcp[].match[].gateways",
+    "tcp[].route",
 ];
 
 const SERVICE_ENTRY: &[&str] = &[
@@ -99,7 +108,13 @@ const SERVICE_ENTRY: &[&str] = &[
 
 const WORKLOAD_ENTRY: &[&str] = &["address", "ports", "labels", "locality", "weight", "serviceAccount"];
 
-const DESTINATION_RULE: &[&str] = &["host", "exportTo", "subsets[].name", "subsets[].labels"];
+const DESTINATION_RULE: &[&str] = &[
+    "host",
+    "exportTo",
+    "workloadSelector",
+    "subsets[].name",
+    "subsets[].labels",
+];
 
 /// Where policies stand in a DestinationRule.
 const POLICY_PLACES: &[&str] = &[

@@ -54,10 +54,7 @@ fn destination_rule_as_a_whole() {
             ),
             (
                 "host: a\nworkloadSelector: {matchLabels: {app: a}}\nexportTo: ['*']",
-                &[
-                    "not-supported-yet spec.workloadSelector: workloadSelector",
-                    "!bad-value spec.exportTo: own namespace",
-                ],
+                &["!bad-value spec.exportTo: own namespace"],
             ),
             (
                 "host: a\ntrafficPolicy: {portLevelSettings: [{port: {number: 80}}]}",

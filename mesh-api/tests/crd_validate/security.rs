@@ -58,9 +58,18 @@ fn authorization_policies() {
                 &rules("to: [{operation: {ports: [http]}}]"),
                 &["!bad-value spec.rules[0].to[0].operation.ports[0]: no port"],
             ),
+            (&rules("to: [{operation: {paths: ['/a/{*}/b', '/a/{**}']}}]"), &[]),
             (
-                &rules("to: [{operation: {paths: ['/a/{*}/b']}}]"),
-                &["not-supported-yet spec.rules[0].to[0].operation.paths[0]: the rest of it selects"],
+                &rules("to: [{operation: {paths: ['/a/{**}/b']}}]"),
+                &["!bad-value spec.rules[0].to[0].operation.paths[0]: braces"],
+            ),
+            (
+                &rules("to: [{operation: {paths: ['/a/{*}/*']}}]"),
+                &["!bad-value spec.rules[0].to[0].operation.paths[0]: no other wildcards"],
+            ),
+            (
+                &rules("when: [{key: 'request.headers[:method]', values: [GET]}]"),
+                &["not-supported-yet spec.rules[0].when[0].key: request.headers[:method]"],
             ),
             (
                 &rules("to: [{operation: {paths: ['/a/{id}']}}]"),

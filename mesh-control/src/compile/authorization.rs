@@ -130,51 +130,55 @@ impl Compiler<'_> {
             problems.add(format!("{path}.{field} is not supported yet"));
         }
         Source {
-            principals: Terms {
-                any: self.principals(&written.principals),
-                none: self.principals(&written.not_principals),
-            },
+            principals: self.principals(&written.principals, &written.not_principals, path, problems),
             namespaces: terms(&written.namespaces, &written.not_namespaces, path, problems, |term| {
                 namespace_term(term)
             }),
-            service_accounts: Terms {
-                any: self.accounts(&written.service_accounts),
-                none: self.accounts(&written.not_service_accounts),
-            },
+            service_accounts: terms(
+                &written.service_accounts,
+                &written.not_service_accounts,
+                path,
+                problems,
+                |account| self.account(account),
+            ),
             ip_blocks: blocks(&written.ip_blocks, &written.not_ip_blocks, path, problems),
         }
     }
 
     /// Principals of the mesh's trust domain, of an alias of it, or of `cluster.local` mean the same workload in all of the
     /// mesh's trust domains.
-    fn principals(&self, list: &[String]) -> Vec<TermMatch> {
+    fn principals(&self, any: &[String], none: &[String], path: &str, problems: &mut Problems) -> Terms<TermMatch> {
+        let terms = terms(any, none, path, problems, |principal| Ok(self.principal(principal)));
+        Terms {
+            any: terms.any.into_iter().flatten().collect(),
+            none: terms.none.into_iter().flatten().collect(),
+        }
+    }
+
+    fn principal(&self, principal: &str) -> Vec<TermMatch> {
         let own = self.world.trust_domain();
         let aliases = self.world.trust_domain_aliases();
-        let mut terms = Vec::new();
-        for principal in list {
-            let principal = principal.strip_prefix("spiffe://").unwrap_or(principal);
-            let domains = || std::iter::once(own).chain(aliases).map(|domain| domain.as_str());
-            match principal.split_once('/') {
-                Some((domain, rest)) if domain == "cluster.local" || domains().any(|own| own == domain) => {
-                    terms.extend(domains().map(|own| TermMatch::parse(&format!("{own}/{rest}"))));
-                }
-                _ => terms.push(TermMatch::parse(principal)),
-            }
+        let principal = principal.strip_prefix("spiffe://").unwrap_or(principal);
+        let domains = || std::iter::once(own).chain(aliases).map(|domain| domain.as_str());
+        match principal.split_once('/') {
+            Some((domain, rest)) if domain == "cluster.local" || domains().any(|own| own == domain) => domains()
+                .map(|own| TermMatch::parse(&format!("{own}/{rest}")))
+                .collect(),
+            _ => vec![TermMatch::parse(principal)],
         }
-        terms
     }
 
     /// `<namespace>/<account>`; an account alone is of the policy's namespace.
-    fn accounts(&self, list: &[String]) -> Vec<Arc<str>> {
-        list.iter()
-            .map(|account| {
-                if account.contains('/') {
-                    account.as_str().into()
-                } else {
-                    format!("{}/{account}", self.namespace).into()
-                }
-            })
-            .collect()
+    fn account(&self, account: &str) -> Result<Arc<str>, String> {
+        let parts = account.split('/').count();
+        if account.contains('*') || parts > 2 || account.split('/').any(str::is_empty) {
+            return Err("not a service account".to_owned());
+        }
+        Ok(if parts == 2 {
+            account.into()
+        } else {
+            format!("{}/{account}", self.namespace).into()
+        })
     }
 
     fn condition(&self, written: &crd::Condition, path: &str, problems: &mut Problems) -> Option<Condition> {
@@ -197,17 +201,12 @@ impl Compiler<'_> {
                 condition.blocks = blocks(any, none, path, problems);
             }
             ConditionKey::SourcePrincipal => {
-                condition.values = Terms {
-                    any: self.principals(any),
-                    none: self.principals(none),
-                };
+                condition.values = self.principals(any, none, path, problems);
             }
             ConditionKey::SourceServiceAccount => {
-                let exact = |list: &[String]| self.accounts(list).into_iter().map(TermMatch::Exact).collect();
-                condition.values = Terms {
-                    any: exact(any),
-                    none: exact(none),
-                };
+                condition.values = terms(any, none, path, problems, |account| {
+                    self.account(account).map(TermMatch::Exact)
+                });
             }
             ConditionKey::SourceNamespace => {
                 condition.values = terms(any, none, path, problems, namespace_term);
@@ -267,7 +266,12 @@ fn terms<T>(
     let mut list = |values: &[String]| {
         let mut compiled = Vec::with_capacity(values.len());
         for value in values {
-            match compile(value) {
+            let term = if value.is_empty() {
+                Err("an empty text matches nothing".to_owned())
+            } else {
+                compile(value)
+            };
+            match term {
                 Ok(term) => compiled.push(term),
                 Err(reason) => {
                     invalid = true;
@@ -324,7 +328,7 @@ fn namespace_term(term: &str) -> Result<TermMatch, String> {
 
 /// Paths may be templates: `{*}` is one segment, `{**}` at the end is any number of them.
 fn path_term(term: &str) -> Result<TermMatch, String> {
-    if !term.contains("{*}") && !term.contains("{**}") {
+    if !term.contains(['{', '}']) {
         return Ok(TermMatch::parse(term));
     }
     if term.replace("{**}", "").replace("{*}", "").contains(['*', '{', '}']) {

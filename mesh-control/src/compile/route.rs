@@ -13,7 +13,7 @@ use mesh_api::model::{
 use smallvec::{SmallVec, smallvec};
 
 use super::cluster::Clusters;
-use super::{Reader, matches, retry};
+use super::{Reader, delegate, matches, retry};
 use crate::world::VirtualService;
 
 /// The route of a service without VirtualService: everything to the service.
@@ -43,12 +43,13 @@ pub fn default_route(clusters: &mut Clusters<'_, '_>, cluster: usize) -> HttpRou
 /// reach are left out.
 pub fn routes(
     reader: &Reader<'_>,
-    object: &VirtualService,
+    object: &Arc<VirtualService>,
     port: u16,
     clusters: &mut Clusters<'_, '_>,
 ) -> Vec<HttpRoute> {
     let mut routes = Vec::new();
-    for (index, rule) in object.http.iter().enumerate() {
+    for written in delegate::expand(reader, object) {
+        let (rule, object) = (&*written.rule, written.object);
         let mut entries: Vec<(Arc<str>, HttpMatch)> = Vec::new();
         let mut catch_all = rule.matches.is_empty();
         for entry in &rule.matches {
@@ -71,7 +72,7 @@ pub fn routes(
         let Some(action) = action(rule, object, port, clusters) else {
             continue;
         };
-        let origin = Some((object.age.origin(), format!("http[{index}]").into()));
+        let origin = Some((object.age.origin(), format!("http[{}]", written.index).into()));
         let route = |name, matches| HttpRoute {
             name,
             origin: origin.clone(),

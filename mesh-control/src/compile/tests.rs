@@ -1,6 +1,7 @@
 //! Semantics as tables: manifests in, compiled model out, one row per sentence of the specification.
 
 mod basics;
+mod delegate;
 mod lookup;
 mod policy;
 mod routing;

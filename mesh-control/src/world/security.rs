@@ -47,7 +47,7 @@ impl AuthorizationPolicy {
     pub fn distil(age: Age, annotations: Option<&BTreeMap<String, String>>, spec: &AuthorizationPolicySpec) -> Self {
         let dry_run = annotations
             .and_then(|annotations| annotations.get(DRY_RUN))
-            .is_some_and(|value| value.eq_ignore_ascii_case("true"));
+            .is_some_and(|value| value == "true");
         Self {
             selector: selector(spec.selector.as_ref()),
             action: spec.action.unwrap_or(AuthorizationAction::Allow),

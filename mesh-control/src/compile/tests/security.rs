@@ -332,6 +332,15 @@ fn what_cannot_be_evaluated_makes_a_rule_deny() {
         ("{to: [{operation: {}}]}", "to[0].operation is empty"),
         ("{to: [{operation: {ports: ['70000']}}]}", "`70000`"),
         ("{to: [{operation: {ports: ['http']}}]}", "`http`"),
+        ("{to: [{operation: {paths: ['/a/{id}']}}]}", "template"),
+        ("{to: [{operation: {notMethods: ['']}}]}", "empty text"),
+        ("{from: [{source: {notPrincipals: ['']}}]}", "empty text"),
+        ("{from: [{source: {serviceAccounts: ['*']}}]}", "not a service account"),
+        (
+            "{when: [{key: source.serviceAccount, values: [a/b/c]}]}",
+            "not a service account",
+        ),
+        ("{when: [{key: 'request.headers[:method]', values: [GET]}]}", ":method"),
     ];
     for (written, expected) in rows {
         let compiled = rule(written);
