@@ -202,7 +202,13 @@ impl Exchange {
         self.status = response.status().as_u16();
         self.grpc_status = grpc_status(response.headers());
         self.captured_response = self.telemetry.capture_response(response.headers());
-        let (parts, body) = response.into_parts();
+        let (mut parts, body) = response.into_parts();
+        // Each connection has a version of its own (RFC 9110 §2.5): the upstream's is not the client's concern.
+        parts.version = if self.version == Version::HTTP_2 {
+            Version::HTTP_2
+        } else {
+            Version::HTTP_11
+        };
         if self.method == Method::HEAD || parts.status == http::StatusCode::SWITCHING_PROTOCOLS {
             // No body follows, whatever the headers say; hyper may never poll it.
             self.record(End::Complete, 0);
