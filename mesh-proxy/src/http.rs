@@ -9,6 +9,7 @@
 //! | [`mirror`] | copies of requests |
 //! | [`exchange`] | one request and its response, from the first byte to the record of it |
 //! | [`headers`] | what is taken from, and put on, messages that pass |
+//! | [`grpc`] | the messages of a gRPC call |
 //! | [`upgrade`] | connections that stop being HTTP: CONNECT, WebSocket |
 
 use http::Uri;
@@ -18,6 +19,7 @@ use crate::policy;
 
 pub(crate) mod exchange;
 pub(crate) mod forward;
+pub(crate) mod grpc;
 pub(crate) mod headers;
 pub(crate) mod inbound;
 pub(crate) mod mirror;

@@ -11,10 +11,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
 use mesh_api::identity::SpiffeId;
 use mesh_api::names::ObjectRef;
 
+use super::grpc::MessageCounter;
 use super::headers::UPSTREAM_SERVICE_TIME;
 use crate::body::{Body, End, Observer};
 use crate::failure::{ClientKind, Failure};
@@ -93,7 +95,8 @@ pub(crate) struct Exchange {
     version: Version,
     captured: CapturedHeaders,
     captured_response: CapturedHeaders,
-    request_bytes: Option<Rc<Cell<u64>>>,
+    request_passed: Option<Rc<RequestPassed>>,
+    response_messages: MessageCounter,
     status: u16,
     grpc_status: Option<i32>,
     recorded: bool,
@@ -126,7 +129,8 @@ impl Exchange {
             version: request.version(),
             captured: telemetry.capture_request(&trace, request.headers()),
             captured_response: CapturedHeaders::default(),
-            request_bytes: None,
+            request_passed: None,
+            response_messages: MessageCounter::default(),
             status: 0,
             grpc_status: None,
             recorded: false,
@@ -156,14 +160,15 @@ impl Exchange {
         self.downstream.peer.ip()
     }
 
-    /// Counts the bytes of the request's body.
+    /// Counts the bytes of the request's body, and the messages of a gRPC call.
     pub fn count_request(&mut self, body: Body) -> Body {
         if body.is_empty() {
             return body;
         }
-        let counter = Rc::new(Cell::new(0));
-        self.request_bytes = Some(counter.clone());
-        body.observed(Box::new(RequestBytes(counter)))
+        let passed = Rc::new(RequestPassed::default());
+        self.request_passed = Some(passed.clone());
+        let messages = (self.client == ClientKind::Grpc).then(MessageCounter::default);
+        body.observed(Box::new(RequestObserver { passed, messages }))
     }
 
     /// Notes the head of an upstream's response.
@@ -232,11 +237,12 @@ impl Exchange {
             }
         }
         let duration = self.started.elapsed();
-        let request_bytes = self.request_bytes.as_ref().map_or(0, |bytes| bytes.get());
+        let request_bytes = self.request_passed.as_ref().map_or(0, |passed| passed.bytes.get());
         let protocol = match self.client {
             ClientKind::Http => RequestProtocol::Http,
             ClientKind::Grpc => RequestProtocol::Grpc,
         };
+        self.count_messages(0);
         if let Some(edge) = &self.notes.edge {
             let grpc = match self.client {
                 ClientKind::Grpc => self.grpc_status,
@@ -256,6 +262,16 @@ impl Exchange {
             let record = self.log_record(duration, request_bytes, response_bytes);
             let operation = record.authority.unwrap_or("unknown");
             self.telemetry.finish(&self.trace, operation, &record);
+        }
+    }
+
+    /// Counts messages of a gRPC call as they pass, so that a long call shows while it lasts.
+    fn count_messages(&self, responses: u64) {
+        let requests = self.request_passed.as_ref().map_or(0, |passed| passed.messages.take());
+        if requests + responses > 0
+            && let Some(edge) = &self.notes.edge
+        {
+            edge.grpc_messages(requests, responses);
         }
     }
 
@@ -302,6 +318,13 @@ impl Exchange {
 }
 
 impl Observer for Exchange {
+    fn data(&mut self, piece: &Bytes) {
+        if self.client == ClientKind::Grpc {
+            let messages = self.response_messages.feed(piece);
+            self.count_messages(messages);
+        }
+    }
+
     fn trailers(&mut self, trailers: &HeaderMap) {
         if let Some(status) = grpc_status(trailers) {
             self.grpc_status = Some(status);
@@ -319,11 +342,26 @@ impl Drop for Exchange {
     }
 }
 
-struct RequestBytes(Rc<Cell<u64>>);
+/// What of a request's body has passed.
+#[derive(Default)]
+struct RequestPassed {
+    bytes: Cell<u64>,
+    /// Messages of a gRPC call that are not counted on the edge yet.
+    messages: Cell<u64>,
+}
 
-impl Observer for RequestBytes {
-    fn data(&mut self, piece: &bytes::Bytes) {
-        self.0.set(self.0.get() + piece.len() as u64);
+struct RequestObserver {
+    passed: Rc<RequestPassed>,
+    messages: Option<MessageCounter>,
+}
+
+impl Observer for RequestObserver {
+    fn data(&mut self, piece: &Bytes) {
+        let passed = &self.passed;
+        passed.bytes.set(passed.bytes.get() + piece.len() as u64);
+        if let Some(messages) = &mut self.messages {
+            passed.messages.set(passed.messages.get() + messages.feed(piece));
+        }
     }
 
     fn end(self: Box<Self>, _: End, _: u64) {}

@@ -16,6 +16,7 @@ use super::HttpVersion;
 use super::exchange::Exchange;
 use super::headers::{self, ATTEMPT_COUNT};
 use super::mirror::mirror_to;
+use super::outbound::Original;
 use crate::body::{Body, REPLAY_LIMIT, ReplayBuffer};
 use crate::edges;
 use crate::failure::{ClientKind, Failure};
@@ -46,6 +47,8 @@ pub(crate) enum Picked<'a> {
     Balanced {
         /// The rule.
         route: &'a HttpRoute,
+        /// Where the request was meant to go: there it goes for a cluster without endpoints of its own.
+        original: Original<'a>,
     },
     /// The cluster, for no rule.
     Plain,
@@ -69,7 +72,7 @@ pub(crate) async fn forward(
         return Err(Failure::ClusterNotFound);
     }
     policy::apply_request_headers(&leg.headers, &mut outgoing.parts.headers);
-    if let Picked::Balanced { route } = &picked {
+    if let Picked::Balanced { route, .. } = &picked {
         // After the leg's, as in Envoy: the route has the last word.
         policy::apply_request_headers(&route.headers, &mut outgoing.parts.headers);
         if let Some(authority) = policy::new_authority(route, rule, leg) {
@@ -77,6 +80,13 @@ pub(crate) async fn forward(
         }
     }
     exchange.authority = Some(outgoing.authority.clone());
+    let picked = match (&cluster.model.endpoints, picked) {
+        (EndpointSource::Passthrough, Picked::Balanced { original, .. }) => {
+            let endpoint = cluster.passthrough_endpoint(original.address().await?);
+            Picked::Fixed(endpoint.ok_or(Failure::NoHealthyEndpoint)?)
+        }
+        (_, picked) => picked,
+    };
     for mirror in &rule.mirrors {
         if let Some(target) = clusters.get(mirror.cluster)
             && mirror.share.includes(fastrand::u32(0..1_000_000))

@@ -34,6 +34,36 @@ struct Origin {
     target: Option<Target>,
 }
 
+impl Origin {
+    /// Where a request was meant to go, whatever the mesh makes of it.
+    fn original<'a>(&'a self, host: &'a str, port: u16) -> Original<'a> {
+        Original {
+            target: self.target.as_ref(),
+            host,
+            port,
+        }
+    }
+}
+
+/// Where a request was meant to go.
+#[derive(Clone, Copy)]
+pub(crate) struct Original<'a> {
+    target: Option<&'a Target>,
+    host: &'a str,
+    port: u16,
+}
+
+impl Original<'_> {
+    /// The address that the connection was made to, or that the named host has.
+    pub async fn address(&self) -> Result<SocketAddr, Failure> {
+        match self.target {
+            Some(Target::Address(address)) => Ok(*address),
+            Some(Target::Host(host, port)) => resolve::address(host, *port).await,
+            None => resolve::address(self.host, self.port).await,
+        }
+    }
+}
+
 /// Serves HTTP on a connection of the application.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
@@ -178,7 +208,8 @@ async fn route(
     let mut response = match &rule.action {
         RouteAction::Forward(forwarding) => {
             rewrite(exchange, forwarding, matched, &mut outgoing)?;
-            let picked = Picked::Balanced { route: rule };
+            let original = origin.original(headers::split_authority(authority).0, port);
+            let picked = Picked::Balanced { route: rule, original };
             forward(
                 &origin.worker,
                 exchange,
@@ -266,11 +297,7 @@ async fn pass_through(
     outgoing: Outgoing,
 ) -> Result<Response<Body>, Failure> {
     exchange.notes.route = Some("allow_any".into());
-    let address = match &origin.target {
-        Some(Target::Address(address)) => *address,
-        Some(Target::Host(target, port)) => resolve::address(target, *port).await?,
-        None => resolve::address(host, port).await?,
-    };
+    let address = origin.original(host, port).address().await?;
     let (cluster, rule) = origin.worker.passthrough();
     let endpoint = cluster
         .passthrough_endpoint(address)
