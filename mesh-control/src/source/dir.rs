@@ -17,7 +17,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_api::source::{Diagnostic, Severity};
-use notify::{RecursiveMode, Watcher};
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecursiveMode, Watcher};
 use tokio::sync::watch;
 
 use self::scan::Scanner;
@@ -119,9 +120,12 @@ impl Drop for DirSource {
 
 /// Asks the system to wake the thread. Without that, polling still finds every change.
 fn watcher(options: &Options, wake: SyncSender<Wake>) -> Option<notify::RecommendedWatcher> {
-    let changed = move |_| {
-        // A full channel has a waking in it already.
-        let _ = wake.try_send(Wake::Changed);
+    let changed = move |event: notify::Result<notify::Event>| {
+        // Reading the files is an event too, and must not be a reason to read them.
+        if event.map_or(true, |event| is_change(event.kind)) {
+            // A full channel has a waking in it already.
+            let _ = wake.try_send(Wake::Changed);
+        }
     };
     let mut watcher = notify::recommended_watcher(changed)
         .inspect_err(|error| tracing::warn!("files are polled only: {error}"))
@@ -132,6 +136,14 @@ fn watcher(options: &Options, wake: SyncSender<Wake>) -> Option<notify::Recommen
         }
     }
     Some(watcher)
+}
+
+fn is_change(event: EventKind) -> bool {
+    match event {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
+        EventKind::Access(_) => false,
+        _ => true,
+    }
 }
 
 struct Loop<S> {

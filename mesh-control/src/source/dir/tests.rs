@@ -325,3 +325,27 @@ async fn a_faulty_authorization_policy_is_in_force_to_deny() {
     let said = watched.diagnostics(|list| !list.is_empty()).await;
     assert!(said[0].contains("spec.rules[0].when[0].key"), "{said:?}");
 }
+
+#[test]
+fn reading_files_is_no_reason_to_read_them_again() {
+    use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind};
+
+    let (read, written) = (AccessMode::Read, AccessMode::Write);
+    for access in [
+        AccessKind::Open(read),
+        AccessKind::Open(AccessMode::Any),
+        AccessKind::Read,
+        AccessKind::Close(read),
+    ] {
+        assert!(!is_change(EventKind::Access(access)), "{access:?}");
+    }
+    for change in [
+        EventKind::Access(AccessKind::Close(written)),
+        EventKind::Create(CreateKind::File),
+        EventKind::Modify(ModifyKind::Any),
+        EventKind::Remove(RemoveKind::File),
+        EventKind::Any,
+    ] {
+        assert!(is_change(change), "{change:?}");
+    }
+}
