@@ -1,8 +1,12 @@
 //! What the tests and benchmarks of several processes share: finding rival proxies, starting and measuring processes,
 //! making load. Nothing here is part of the mesh.
 
+pub mod app;
 pub mod bench;
 pub mod binaries;
+pub mod client;
+pub mod credentials;
 pub mod demo;
+pub mod envoy;
 pub mod peers;
 pub mod plain;

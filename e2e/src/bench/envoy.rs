@@ -271,12 +271,12 @@ fn allow_policy() -> Value {
     )
 }
 
-fn typed(name: &str, message: &str, mut config: Value) -> Value {
+pub(crate) fn typed(name: &str, message: &str, mut config: Value) -> Value {
     config["@type"] = json!(format!("type.googleapis.com/{message}"));
     json!({ "name": name, "typed_config": config })
 }
 
-fn socket_address(address: SocketAddr) -> Value {
+pub(crate) fn socket_address(address: SocketAddr) -> Value {
     json!({ "socket_address": { "address": address.ip(), "port_value": address.port() } })
 }
 
@@ -293,7 +293,7 @@ fn listener_address(admin_file: &Path) -> Option<SocketAddr> {
 }
 
 /// An answer by the admin interface, with head and framing, which its readers skip. It refuses HTTP/1.0.
-pub(super) fn get(admin: SocketAddr, path: &str) -> std::io::Result<String> {
+pub(crate) fn get(admin: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(admin)?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
     write!(
