@@ -10,3 +10,4 @@ pub mod demo;
 pub mod envoy;
 pub mod peers;
 pub mod plain;
+pub mod traffic;

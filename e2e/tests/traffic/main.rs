@@ -1,0 +1,5 @@
+//! Traffic between real processes: a client's sidecar, the sidecars of a service, and applications.
+
+mod grpc;
+mod opaque;
+mod protocols;
