@@ -11,11 +11,17 @@ use super::cluster::Clusters;
 use super::endpoints::{Part, SliceName};
 use super::lookup::{Found, Target, reference};
 use super::{Reader, matches, route, routing};
-use crate::world::VirtualService;
+use crate::world::{VirtualService, key};
 
 /// Compiles what a target is to the reader's client; `None` when its host is not a host name.
 #[must_use]
 pub fn destination(reader: &Reader<'_>, target: &Target) -> Option<Destination> {
+    // The target was found by facts that are the asker's; what is compiled of it depends on the objects themselves.
+    if let Target::Service(found) | Target::Workload { service: found, .. } = target {
+        for host in &found.service.hosts {
+            reader.note(key::service(host));
+        }
+    }
     match target {
         Target::Service(found) => of_service(reader, found),
         Target::Rules { host, port } => of_rules(reader, host, *port),
@@ -25,6 +31,7 @@ pub fn destination(reader: &Reader<'_>, target: &Target) -> Option<Destination> 
             service,
             ..
         } => {
+            reader.note(key::workload(&workload.id));
             let slice = SliceName {
                 host: service.host.clone(),
                 port: service.port.number,

@@ -58,14 +58,11 @@ impl Rules {
             return Self::default();
         }
         let root = reader.root_namespace();
+        // Where nothing depends on the client, it is not asked: that would split the view for nothing.
         let same_for_all = found.iter().flatten().all(|rule| {
             let home = *rule.age.namespace == *service_namespace || rule.age.namespace == *root;
             home && rule.export == Export::All && rule.selector.is_none()
-        }) && !found.iter().flatten().any(|rule| rule.age.namespace == *root)
-            || found
-                .iter()
-                .flatten()
-                .all(|rule| rule.age.namespace == *root && rule.export == Export::All && rule.selector.is_none());
+        });
         let namespaces: Vec<&str> = if same_for_all {
             vec![service_namespace, root]
         } else {

@@ -19,7 +19,7 @@ use super::reader::View;
 use super::{ClientFacts, Reader, SliceName, destination, endpoints, inbound, settings, slice, workload_at};
 use crate::discovery::resources::{Answer, Change, Client, Resolved, Resources, Touched, version};
 use crate::source::Event;
-use crate::world::{Key, World, key};
+use crate::world::{Age, Key, World, key};
 
 /// Changes that a receiver may lag behind before it treats everything as touched.
 const CHANGE_BACKLOG: usize = 256;
@@ -170,11 +170,14 @@ impl Resolver {
     }
 }
 
-/// Distinguishes targets of one canonical name: services of several namespaces may share a host.
+/// Distinguishes targets of one canonical name: several objects may have a host or an address.
 fn question_name(canonical: &Arc<str>, target: &Target) -> Arc<str> {
+    let object = |age: &Age| format!("{canonical}/{}/{}", age.namespace, age.name);
     match target {
-        Target::Service(found) => format!("{canonical}/{}", found.service.age.namespace).into(),
-        Target::Workload { workload, .. } => format!("{canonical}/={}", workload.id).into(),
+        Target::Service(found) => object(&found.service.age).into(),
+        Target::Workload { workload, service, .. } => {
+            format!("{}/={}", object(&service.service.age), workload.id).into()
+        }
         Target::Rules { .. } => canonical.clone(),
     }
 }

@@ -2,6 +2,7 @@
 
 mod basics;
 mod delegate;
+mod incremental;
 mod lookup;
 mod policy;
 mod routing;
