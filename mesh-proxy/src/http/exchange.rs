@@ -145,11 +145,6 @@ impl Exchange {
         self.client
     }
 
-    /// When the request's head had come.
-    pub fn started(&self) -> Instant {
-        self.started
-    }
-
     /// Whether the request came to this workload rather than from it.
     pub fn is_inbound(&self) -> bool {
         self.kind == SpanKind::Server

@@ -94,9 +94,8 @@ pub(crate) async fn forward(
             outgoing = mirror_to(worker, target, outgoing);
         }
     }
-    let deadline = rule
-        .timeout
-        .map(|timeout| tokio::time::Instant::from_std(exchange.started()) + timeout);
+    // From here on: an injected delay is not the upstream's, as in Envoy.
+    let deadline = rule.timeout.map(|timeout| tokio::time::Instant::now() + timeout);
     let sent = send(worker, exchange, cluster, rule.retry.as_ref(), picked, outgoing);
     let mut response = match deadline {
         None => sent.await?,
