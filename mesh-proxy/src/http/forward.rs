@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use mesh_api::model::{Balancer, EndpointSource, Forward, H2Upgrade, HttpRoute, Protocol, RetryCondition, RetryPolicy};
 use smallvec::SmallVec;
 
@@ -303,6 +303,11 @@ fn conclude(
 ) -> Result<Response<Body>, Failure> {
     match tried {
         Ok(mut response) => {
+            // HTTP/2 knows no headers of one connection only.
+            if response.version() != Version::HTTP_2 {
+                let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                headers::remove_hop_by_hop(response.headers_mut(), upgraded);
+            }
             exchange.response_head(response.headers_mut(), started);
             if let Some(cookie) = cookie {
                 response.headers_mut().append(header::SET_COOKIE, cookie);
