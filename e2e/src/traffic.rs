@@ -235,7 +235,10 @@ pub fn traffic_policy(policy: &str) -> String {
 /// The entry of a workload that has no sidecar.
 #[must_use]
 pub fn without_sidecar(entry: &str) -> String {
-    entry.replace(", security.istio.io/tlsMode: istio", "")
+    // A service account alone would say that there is one, as in Istio.
+    entry
+        .replace(", security.istio.io/tlsMode: istio", "")
+        .replace("  serviceAccount: reviews\n", "")
 }
 
 fn owned(args: &[&str]) -> Vec<String> {

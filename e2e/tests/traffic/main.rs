@@ -1,5 +1,7 @@
 //! Traffic between real processes: a client's sidecar, the sidecars of a service, and applications.
 
 mod grpc;
+mod headers;
 mod opaque;
 mod protocols;
+mod routing;
