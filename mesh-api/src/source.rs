@@ -65,6 +65,9 @@ impl Loaded {
 pub struct Contents {
     /// The objects that could be read, in order.
     pub objects: Vec<Loaded>,
+    /// In place of authorization policies that could not be read: policies that deny what those select. Who has no good
+    /// version of such a policy must put these in force, or a mistake would let in what it was meant to keep out.
+    pub closed: Vec<Loaded>,
     /// What is wrong with the others, and what was passed over.
     pub diagnostics: Vec<Diagnostic>,
 }
@@ -218,24 +221,32 @@ impl Reader<'_> {
             let position = found.position.unwrap_or_else(|| positions.of(&found.finding.field));
             self.report(found.finding, position, reference.clone());
         }
+        let value = structure::value(node);
+        let load = |mut object: Object| {
+            object.metadata_mut().namespace = kind.is_namespaced().then(|| namespace.to_owned());
+            let meta = Meta {
+                api_version: api_version.to_owned(),
+                ..object.meta()
+            };
+            Loaded {
+                object,
+                meta,
+                file: self.file.clone(),
+                line: node.position.line,
+                column: node.position.column,
+                positions: positions.clone(),
+            }
+        };
         if flawed {
+            if kind == Kind::AuthorizationPolicy && reference.is_some() {
+                self.contents.closed.extend(closed_policy(&value).map(load));
+            }
             return;
         }
-        match Object::from_value(kind, structure::value(node)) {
-            Ok(mut object) => {
-                object.metadata_mut().namespace = kind.is_namespaced().then(|| namespace.to_owned());
-                let meta = Meta {
-                    api_version: api_version.to_owned(),
-                    ..object.meta()
-                };
-                self.contents.objects.push(Loaded {
-                    object,
-                    meta,
-                    file: self.file.clone(),
-                    line: node.position.line,
-                    column: node.position.column,
-                    positions,
-                });
+        match Object::from_value(kind, value) {
+            Ok(object) => {
+                let loaded = load(object);
+                self.contents.objects.push(loaded);
             }
             Err(e) => {
                 let finding = Finding::error(FieldPath::root(), "unreadable", e.to_string());
@@ -244,6 +255,26 @@ impl Reader<'_> {
         }
     }
 }
+
+/// A policy that denies what an unreadable one selects: its workloads where the selector can be read, else all of its
+/// namespace.
+fn closed_policy(value: &serde_json::Value) -> Option<Object> {
+    let policy = |selector: Option<&serde_json::Value>| {
+        // A condition that no release knows: the rule is invalid, and so denies.
+        let mut spec = serde_json::json!({ "rules": [{ "when": [{ "key": UNREADABLE, "values": ["*"] }] }] });
+        if let Some(selector) = selector {
+            spec["selector"] = selector.clone();
+        }
+        let name = &value["metadata"]["name"];
+        let object = serde_json::json!({ "metadata": { "name": name }, "spec": spec });
+        Object::from_value(Kind::AuthorizationPolicy, object).ok()
+    };
+    let selector = value.get("spec").and_then(|spec| spec.get("selector"));
+    policy(selector).or_else(|| policy(None))
+}
+
+/// The condition of a policy that stands in for an unreadable one, as logs name it.
+const UNREADABLE: &str = "the policy cannot be read";
 
 /// Which of our kinds an object is of; a finding if it is of none.
 fn known_kind(api_version: &str, name: &str) -> Result<Kind, Finding> {

@@ -212,7 +212,7 @@ async fn send(
             Err(result) => return conclude(exchange, *result, started, hashed.set_cookie),
         };
         tried.push(endpoint);
-        tokio::time::sleep(policy::backoff(policy, attempt, fastrand::u64(..))).await;
+        tokio::time::sleep(policy::backoff(policy, attempt - 1, fastrand::u64(..))).await;
         attempt += 1;
     }
 }

@@ -23,6 +23,9 @@ const GONE: Duration = Duration::from_millis(300);
 /// Contents that are wrong, or lack an object that was there, are believed when the file has been the same for so long: it may be half written.
 const DOUBT: Duration = Duration::from_millis(500);
 
+/// A file that was emptied is about to be written: whoever wants its objects gone deletes it.
+const EMPTY: Duration = Duration::from_secs(3);
+
 /// Files that are read; beyond, a diagnostic says so.
 const MAX_FILES: usize = 10_000;
 
@@ -124,8 +127,9 @@ impl Scanner {
                 wait(SETTLE);
                 continue;
             }
-            if (contents.has_errors() || file.would_lose(&contents)) && age < DOUBT {
-                wait(DOUBT - age);
+            let patience = if stamp.length == 0 { EMPTY } else { DOUBT };
+            if (contents.has_errors() || file.would_lose(&contents)) && age < patience {
+                wait(patience - age);
                 continue;
             }
             file.read = Some(stamp);
@@ -281,6 +285,15 @@ impl File {
                 contents.objects.push(old);
             }
         }
+        for closed in contents.closed {
+            if contents
+                .objects
+                .iter()
+                .all(|object| object.reference != closed.reference)
+            {
+                contents.objects.push(closed);
+            }
+        }
         self.objects = contents.objects;
         self.diagnostics = contents.diagnostics;
     }
@@ -289,6 +302,8 @@ impl File {
 /// What a file says at one time.
 struct Contents {
     objects: Vec<Arc<Good>>,
+    /// In force only where there never was a good version.
+    closed: Vec<Arc<Good>>,
     diagnostics: Vec<Diagnostic>,
 }
 
@@ -303,6 +318,7 @@ impl Contents {
 fn read(path: &Path, stamp: Stamp, default_namespace: &str) -> Contents {
     let failed = |code, message| Contents {
         objects: Vec::new(),
+        closed: Vec::new(),
         diagnostics: vec![problem(path, code, message)],
     };
     if stamp.length > MAX_BYTES as u64 {
@@ -322,14 +338,29 @@ fn read(path: &Path, stamp: Stamp, default_namespace: &str) -> Contents {
         let good = !validate::has_errors(&findings) || validate::fails_closed(loaded.object.kind());
         diagnostics.extend(findings);
         if good {
-            objects.push(Arc::new(Good {
-                object: Arc::new(loaded.object.clone()),
-                reference: loaded.reference(),
-                loaded,
-            }));
+            objects.push(Arc::new(Good::from(loaded)));
         }
     }
-    Contents { objects, diagnostics }
+    let closed = contents
+        .closed
+        .into_iter()
+        .map(|loaded| Arc::new(Good::from(loaded)))
+        .collect();
+    Contents {
+        objects,
+        closed,
+        diagnostics,
+    }
+}
+
+impl From<Loaded> for Good {
+    fn from(loaded: Loaded) -> Self {
+        Self {
+            object: Arc::new(loaded.object.clone()),
+            reference: loaded.reference(),
+            loaded,
+        }
+    }
 }
 
 fn duplicate(winner: &Good, loser: &Good) -> Diagnostic {

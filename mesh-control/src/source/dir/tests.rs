@@ -326,6 +326,32 @@ async fn a_faulty_authorization_policy_is_in_force_to_deny() {
     assert!(said[0].contains("spec.rules[0].when[0].key"), "{said:?}");
 }
 
+#[tokio::test]
+async fn an_authorization_policy_that_cannot_be_read_denies_until_it_is_mended() {
+    let policy = |operation: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: strict}}\nspec:\n  selector:\n    \
+             matchLabels: {{app: one}}\n  rules:\n  - to:\n    - operation: {{{operation}}}\n"
+        )
+    };
+    let watched = Watched::start(&[]).await;
+    watched.write("authz.yaml", &policy("method: [GET]"));
+    let in_force = |host: &str| {
+        let hosts = watched.hosts();
+        hosts.contains_key(host)
+    };
+    let start = Instant::now();
+    while !in_force("AuthorizationPolicy default/strict") {
+        assert!(start.elapsed() < DEADLINE);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let said = watched.diagnostics(|list| !list.is_empty()).await;
+    assert!(said[0].contains("spec.rules[0].to[0].operation.method"), "{said:?}");
+    watched.write("authz.yaml", &policy("methods: [GET]"));
+    watched.diagnostics(|list| list.is_empty()).await;
+    assert!(in_force("AuthorizationPolicy default/strict"));
+}
+
 #[test]
 fn reading_files_is_no_reason_to_read_them_again() {
     use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind};
