@@ -133,6 +133,9 @@ pub(crate) async fn serve(worker: Rc<Worker>, mapping: InboundMapping, listener:
     let application = Application::new(&worker, &mapping);
     loop {
         let (stream, peer) = listener::accept(&listener).await;
+        if !listener::has_room(worker.proxy.drain.connections()) {
+            continue;
+        }
         tokio::task::spawn_local(connection(worker.clone(), application.clone(), stream, peer));
     }
 }

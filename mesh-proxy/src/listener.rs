@@ -8,6 +8,9 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
+/// Downstream connections at once, of the whole proxy; more are closed and counted.
+pub const MAX_CONNECTIONS: usize = 50_000;
+
 /// Connections that the kernel queues for a listener.
 const BACKLOG: i32 = 4096;
 
@@ -80,6 +83,15 @@ pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
             }
         }
     }
+}
+
+/// Whether the proxy has room for one more connection beside the `open` ones.
+pub(crate) fn has_room(open: usize) -> bool {
+    let room = open < MAX_CONNECTIONS;
+    if !room {
+        metrics::counter!("mesh_listener_connections_over_limit_total").increment(1);
+    }
+    room
 }
 
 fn is_transient(error: &io::Error) -> bool {

@@ -56,6 +56,9 @@ impl Target {
 pub(crate) async fn serve(worker: Rc<Worker>, listener: TcpListener) {
     loop {
         let (stream, peer) = listener::accept(&listener).await;
+        if !listener::has_room(worker.proxy.drain.connections()) {
+            continue;
+        }
         tokio::task::spawn_local(explicit(worker.clone(), stream, peer));
     }
 }
