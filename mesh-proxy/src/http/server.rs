@@ -39,7 +39,8 @@ where
 }
 
 /// Serves a connection; `handler` answers each request. When a drain starts, HTTP/1.1 responses get `connection: close` and
-/// HTTP/2 a GOAWAY, and the connection ends after what it is doing.
+/// HTTP/2 a GOAWAY, and the connection ends after what it is doing. When the client goes away, so do its requests: `handler`'s
+/// futures are dropped.
 pub(crate) async fn serve<I, H, F>(io: I, version: HttpVersion, drain: &Drain, handler: H) -> Result<(), hyper::Error>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -54,7 +55,6 @@ where
                 .timer(TokioTimer::new())
                 .header_read_timeout(IDLE_TIMEOUT)
                 .auto_date_header(false)
-                .half_close(true)
                 .max_headers(MAX_HEADERS)
                 .max_buf_size(MAX_HEAD)
                 .serve_connection(io, service)
