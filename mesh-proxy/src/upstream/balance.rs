@@ -121,9 +121,9 @@ impl EndpointSet {
             Plan::LeastRequest => self.least_request(allowed),
             Plan::Random => self.random(allowed),
             Plan::RoundRobin(order) => {
-                let start = cursor.fetch_add(1, Ordering::Relaxed);
-                let at = |step: usize| order[start.wrapping_add(step) % order.len()] as usize;
-                (0..order.len()).map(at).find(|&index| allowed(index))
+                // Who cannot be chosen loses the turn; the next in order must not have two.
+                let turn = |_| order[cursor.fetch_add(1, Ordering::Relaxed) % order.len()] as usize;
+                (0..order.len()).map(turn).find(|&index| allowed(index))
             }
             Plan::Ring(ring) => ring.find(hash.unwrap_or_else(|| fastrand::u64(..)), allowed),
         }

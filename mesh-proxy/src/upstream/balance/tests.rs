@@ -70,6 +70,15 @@ fn close(left: &[f64], right: &[f64], tolerance: f64) -> bool {
 }
 
 #[test]
+fn round_robin_shares_an_ejected_ones_turns_among_all() {
+    let (_upstreams, cluster) = cluster(Balancer::RoundRobin, &[1, 1, 1]);
+    let first = cluster.endpoints()[0].clone();
+    cluster.report(&first, Outcome::Status(500));
+    let shares = shares(&cluster, 3000, &[]);
+    assert!(close(&shares, &[0.0, 0.5, 0.5], 0.01), "{shares:?}");
+}
+
+#[test]
 fn shares_follow_weights() {
     fastrand::seed(7);
     for balancer in all_balancers() {
