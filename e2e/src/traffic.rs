@@ -159,6 +159,14 @@ impl Scene {
         Caller::new(self.client.outbound())
     }
 
+    /// The objects that the mesh was started with, as they are in `objects.yaml`.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn objects(&self) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(self.mesh.dir().join("config/objects.yaml"))?)
+    }
+
     /// The application of a version.
     ///
     /// # Errors

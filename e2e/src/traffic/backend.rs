@@ -135,7 +135,7 @@ impl Backend {
     }
 
     /// The requests that came, and forgets them.
-    #[must_use]
+    #[allow(clippy::must_use_candidate, reason = "also called to forget them")]
     pub fn take(&self) -> Vec<Seen> {
         std::mem::take(&mut *lock(&self.shared.seen))
     }

@@ -1,7 +1,10 @@
 //! Traffic between real processes: a client's sidecar, the sidecars of a service, and applications.
 
+mod balancing;
+mod circuit;
 mod grpc;
 mod headers;
 mod opaque;
 mod protocols;
+mod resilience;
 mod routing;
