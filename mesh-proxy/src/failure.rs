@@ -234,6 +234,18 @@ impl Failure {
         }
     }
 
+    /// The policy object that denies, and the rule in it.
+    #[must_use]
+    pub fn decided_by(&self) -> Option<(&ObjectRef, usize)> {
+        match self {
+            Self::Denied {
+                by: Some((policy, rule)),
+                ..
+            } => Some((policy, *rule)),
+            _ => None,
+        }
+    }
+
     /// gRPC status of the answer, after Envoy's mapping of HTTP statuses.
     fn grpc_status(&self) -> i32 {
         if let Self::FaultAbortGrpc(code) = self {

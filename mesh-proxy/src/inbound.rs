@@ -20,11 +20,12 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::config::InboundMapping;
 use crate::detect::{Detected, detect};
 use crate::edges::Source;
+use crate::failure::Failure;
 use crate::flags::ResponseFlags;
 use crate::http::exchange::Downstream;
 use crate::http::{self, HttpVersion, headers};
 use crate::outbound::DETECTION_TIMEOUT;
-use crate::policy::{self, AuthzRequest, Peer, Verdict};
+use crate::policy::{self, AuthzRequest, DenyReason, Peer, RequestView, Verdict};
 use crate::stream::{Connection, Stream, local_addr};
 use crate::telemetry::SpanKind;
 use crate::tls::AlpnKind;
@@ -260,9 +261,10 @@ async fn opaque(
 ) {
     let source = Source::new(downstream);
     let edge = source.edge(worker, &policy.workload, policy.port(application.port));
-    if !permits(policy, application.port, downstream) {
+    if let Err(denial) = authorize(policy, application.port, downstream, None) {
         edge.tcp_opened();
         edge.tcp_closed(ResponseFlags::NONE);
+        tcp::log_denial(worker, downstream, &application.name, &denial);
         return refused("rbac", downstream.peer);
     }
     let Ok(endpoint) = application.cluster.pick(None, &[]) else {
@@ -275,13 +277,13 @@ async fn opaque(
         SpanKind::Server,
         &application.cluster,
         &endpoint,
-        Some(edge),
+        Some((edge, &application.name)),
     );
     let mut changes = worker.proxy.directory.changed();
     let denied = async {
         while changes.changed().await.is_ok() {
             let current = worker.proxy.directory.inbound();
-            if current.is_none_or(|policy| !permits(&policy, application.port, downstream)) {
+            if current.is_none_or(|policy| authorize(&policy, application.port, downstream, None).is_err()) {
                 return;
             }
         }
@@ -299,10 +301,23 @@ async fn opaque(
     }
 }
 
-/// Whether the policy in force lets a TCP connection be.
-fn permits(policy: &Inbound, port: u16, downstream: &Downstream) -> bool {
+/// Decides on a request, or on a connection that is no HTTP, with the policy in force now, which may be newer than the
+/// connection.
+pub(crate) fn authorize(
+    policy: &Inbound,
+    port: u16,
+    downstream: &Downstream,
+    http: Option<RequestView<'_>>,
+) -> Result<(), Failure> {
     if downstream.identity.is_none() && policy.mtls(port) == MtlsMode::Strict {
-        return false;
+        return Err(Failure::Denied {
+            details: "mesh_plaintext_under_strict".to_owned(),
+            by: None,
+            reason: None,
+        });
+    }
+    if policy.authorization.is_empty() {
+        return Ok(());
     }
     let request = AuthzRequest {
         peer: Peer {
@@ -311,10 +326,19 @@ fn permits(policy: &Inbound, port: u16, downstream: &Downstream) -> bool {
         },
         destination: SocketAddr::new(downstream.local.ip(), port),
         sni: downstream.server_name.as_deref(),
-        http: None,
+        http,
     };
-    matches!(
-        policy::authorize(&policy.authorization, &request),
-        Verdict::Allowed { .. }
-    )
+    let verdict = policy::authorize(&policy.authorization, &request);
+    match &verdict {
+        Verdict::Allowed { .. } => Ok(()),
+        Verdict::Denied { by, reason } => Err(Failure::Denied {
+            details: policy::details(&verdict),
+            by: by.map(|(origin, rule)| (origin.clone(), rule)),
+            reason: match reason {
+                DenyReason::NoAllowMatched => None,
+                DenyReason::MatchedDeny => None,
+                DenyReason::InvalidRule(message) => Some((*message).to_owned()),
+            },
+        }),
+    }
 }

@@ -1,5 +1,6 @@
 //! Opaque bytes: captured connections that are not HTTP, and inbound ones, carried to one endpoint and counted.
 
+use std::borrow::Cow;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::directory::Destination;
 use crate::edges;
+use crate::failure::Failure;
 use crate::flags::ResponseFlags;
 use crate::http::exchange::Downstream;
 use crate::outbound::Target;
@@ -32,6 +34,9 @@ pub(crate) enum Refusal {
     BlackHole,
 }
 
+/// How often the bytes of a connection that lasts are counted, as in Istio.
+const REPORTING_INTERVAL: Duration = Duration::from_secs(5);
+
 /// What is known of a connection when it has ended.
 struct Ended<'a> {
     started: Instant,
@@ -41,7 +46,8 @@ struct Ended<'a> {
     upstream: Option<&'a Endpoint>,
     upstream_local: Option<std::net::SocketAddr>,
     failure: Option<String>,
-    details: Option<&'a str>,
+    details: Option<Cow<'a, str>>,
+    denial: Option<&'a Failure>,
     received: u64,
     sent: u64,
 }
@@ -57,10 +63,21 @@ pub(crate) fn refuse(worker: &Worker, downstream: &Downstream, refusal: Refusal)
     edge.tcp_closed(ResponseFlags::NR);
     let ended = Ended {
         flags: ResponseFlags::NR,
-        details: Some(details),
+        details: Some(details.into()),
         ..Ended::begun()
     };
     log(worker, downstream, SpanKind::Client, &ended);
+}
+
+/// Logs a connection to this workload that authorization refused, as Envoy does: the details are those of its ending.
+pub(crate) fn log_denial(worker: &Worker, downstream: &Downstream, cluster: &str, denial: &Failure) {
+    let ended = Ended {
+        cluster: Some(cluster),
+        details: Some(denial.details()),
+        denial: Some(denial),
+        ..Ended::begun()
+    };
+    log(worker, downstream, SpanKind::Server, &ended);
 }
 
 /// Carries a connection to a destination of the mesh.
@@ -144,8 +161,8 @@ async fn to_address(
     }
 }
 
-/// Connects to an endpoint, copies until both sides are done, counts and logs. `edge` is the inbound side's; outbound
-/// takes the endpoint's. Dropping the future closes both sides, and counts them all the same.
+/// Connects to an endpoint, copies until both sides are done, counts and logs. `inbound` is where the inbound side counts
+/// and the name of its cluster; outbound takes the endpoint's. Dropping the future closes both sides, and counts them all the same.
 pub(crate) async fn carry(
     worker: &Rc<Worker>,
     stream: Connection,
@@ -153,11 +170,14 @@ pub(crate) async fn carry(
     kind: SpanKind,
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
-    edge: Option<Arc<Edge>>,
+    inbound: Option<(Arc<Edge>, &str)>,
 ) {
-    let edge = edge.or_else(|| edges::to_endpoint(worker, cluster, endpoint));
+    let (edge, name) = match inbound {
+        Some((edge, name)) => (Some(edge), name),
+        None => (edges::to_endpoint(worker, cluster, endpoint), &**cluster.state.name()),
+    };
     let mut ended = Ended {
-        cluster: Some(cluster.state.name()),
+        cluster: Some(name),
         upstream: Some(endpoint),
         ..Ended::begun()
     };
@@ -179,17 +199,17 @@ pub(crate) async fn carry(
             };
             let limit = cluster.model.pool.max_connection_duration;
             let copying = copy(stream, upstream.io, cluster.model.pool.tcp_idle_timeout);
-            let copied = match limit {
-                None => copying.await,
-                Some(limit) => match tokio::time::timeout(limit, copying).await {
-                    Ok(copied) => copied,
-                    Err(_) => {
-                        closing.ended.flags |= ResponseFlags::DT;
-                        Ok(())
-                    }
-                },
+            let limited = async {
+                match limit {
+                    None => Some(copying.await),
+                    Some(limit) => tokio::time::timeout(limit, copying).await.ok(),
+                }
             };
-            if copied.is_err() {
+            let copied = reporting(&mut closing, limited).await;
+            if copied.is_none() {
+                closing.ended.flags |= ResponseFlags::DT;
+            }
+            if copied.is_some_and(|copied| copied.is_err()) {
                 closing.ended.flags |= ResponseFlags::UC;
             }
             drop(upstream.in_flight);
@@ -227,6 +247,7 @@ impl Ended<'_> {
             upstream_local: None,
             failure: None,
             details: None,
+            denial: None,
             received: 0,
             sent: 0,
         }
@@ -244,14 +265,40 @@ struct Closing<'a> {
     facts: Option<Arc<crate::upstream::ConnectionFacts>>,
 }
 
-impl Drop for Closing<'_> {
-    fn drop(&mut self) {
+impl Closing<'_> {
+    /// Counts what has passed since the last time.
+    fn count_bytes(&mut self) {
         if let Some(facts) = &self.facts {
             self.ended.received = facts.bytes_written();
             self.ended.sent = facts.bytes_read();
         }
+        let passed = (self.ended.sent, self.ended.received);
+        let counted = std::mem::replace(&mut self.counted, passed);
+        if let Some(edge) = &self.edge
+            && passed != counted
+        {
+            edge.tcp_bytes(passed.0 - counted.0, passed.1 - counted.1);
+        }
+    }
+}
+
+/// Runs what carries a connection, and counts its bytes while it lasts.
+async fn reporting<T>(closing: &mut Closing<'_>, carrying: impl Future<Output = T>) -> T {
+    let mut carrying = std::pin::pin!(carrying);
+    let mut next = tokio::time::Instant::now() + REPORTING_INTERVAL;
+    loop {
+        match tokio::time::timeout_at(next, carrying.as_mut()).await {
+            Ok(ended) => return ended,
+            Err(_) => closing.count_bytes(),
+        }
+        next += REPORTING_INTERVAL;
+    }
+}
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.count_bytes();
         if let Some(edge) = &self.edge {
-            edge.tcp_bytes(self.ended.sent - self.counted.0, self.ended.received - self.counted.1);
             edge.tcp_closed(self.ended.flags);
         }
         log(self.worker, self.downstream, self.kind, &self.ended);
@@ -264,11 +311,17 @@ fn log(worker: &Worker, downstream: &Downstream, kind: SpanKind, ended: &Ended<'
     if !telemetry.wants_record(&trace) {
         return;
     }
+    let by = ended.denial.and_then(Failure::decided_by);
+    let rule = by.map(|(_, rule)| format!("rules[{rule}]"));
+    let reason = ended.denial.map(Failure::reason);
     let record = LogRecord {
         start: ended.start,
+        policy: by.map(|(policy, _)| policy),
+        rule: rule.as_deref(),
+        reason: reason.as_deref(),
         duration: ended.started.elapsed(),
         flags: ended.flags,
-        connection_termination_details: ended.details,
+        connection_termination_details: ended.details.as_deref(),
         upstream_transport_failure_reason: ended.failure.as_deref(),
         bytes_received: ended.received,
         bytes_sent: ended.sent,

@@ -186,11 +186,7 @@ impl Exchange {
         if let Some(reason) = failure.transport_reason() {
             notes.transport_failure = Some(Cow::Owned(reason.to_owned()));
         }
-        if let Failure::Denied {
-            by: Some((origin, rule)),
-            ..
-        } = failure
-        {
+        if let Some((origin, rule)) = failure.decided_by() {
             notes.policy = Some(origin.clone());
             notes.rule = Some(format!("rules[{rule}]").into());
         }

@@ -1,12 +1,10 @@
 //! Requests to this workload: authorize each with the policy in force, then hand it to the application.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::rc::Rc;
 
 use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
-use mesh_api::model::{Inbound, MtlsMode};
 
 use super::exchange::{Downstream, Exchange};
 use super::forward::{Outgoing, Picked, forward};
@@ -15,8 +13,8 @@ use super::{HttpVersion, server, upgrade};
 use crate::body::Body;
 use crate::edges::Source;
 use crate::failure::Failure;
-use crate::inbound::Application;
-use crate::policy::{self, AuthzRequest, DenyReason, Peer, RequestView, Verdict};
+use crate::inbound::{Application, authorize};
+use crate::policy::RequestView;
 use crate::stream::Connection;
 use crate::telemetry::SpanKind;
 use crate::worker::Worker;
@@ -97,7 +95,7 @@ async fn respond(
         query: parts.uri.query(),
         headers: &parts.headers,
     };
-    authorize(&policy, application.port, downstream, view)?;
+    authorize(&policy, application.port, downstream, Some(view))?;
     // What a client says of itself counts for nothing: only what its certificate proved is passed on.
     parts.headers.remove(FORWARDED_CLIENT_CERT);
     if let Some(proven) = &downstream.client_cert {
@@ -115,40 +113,4 @@ async fn respond(
     };
     let clusters = std::slice::from_ref(&application.cluster);
     forward(worker, exchange, clusters, &application.rule, Picked::Plain, outgoing).await
-}
-
-/// Decides with the policy in force now, which may be newer than the connection.
-fn authorize(policy: &Inbound, port: u16, downstream: &Downstream, http: RequestView<'_>) -> Result<(), Failure> {
-    if downstream.identity.is_none() && policy.mtls(port) == MtlsMode::Strict {
-        return Err(Failure::Denied {
-            details: "mesh_plaintext_under_strict".to_owned(),
-            by: None,
-            reason: None,
-        });
-    }
-    if policy.authorization.is_empty() {
-        return Ok(());
-    }
-    let request = AuthzRequest {
-        peer: Peer {
-            identity: downstream.identity.as_ref(),
-            address: downstream.peer.ip(),
-        },
-        destination: SocketAddr::new(downstream.local.ip(), port),
-        sni: downstream.server_name.as_deref(),
-        http: Some(http),
-    };
-    let verdict = policy::authorize(&policy.authorization, &request);
-    match &verdict {
-        Verdict::Allowed { .. } => Ok(()),
-        Verdict::Denied { by, reason } => Err(Failure::Denied {
-            details: policy::details(&verdict),
-            by: by.map(|(origin, rule)| (origin.clone(), rule)),
-            reason: match reason {
-                DenyReason::NoAllowMatched => None,
-                DenyReason::MatchedDeny => None,
-                DenyReason::InvalidRule(message) => Some((*message).to_owned()),
-            },
-        }),
-    }
 }
