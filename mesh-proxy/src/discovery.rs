@@ -18,6 +18,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use mesh_api::model::MeshSettings;
 use mesh_api::names::WorkloadId;
 use mesh_api::wire::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use mesh_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
@@ -191,6 +192,14 @@ impl Discovery {
         let kind = Some(value::Kind::StringValue(admin.to_string()));
         let metadata = self.node.metadata.get_or_insert_default();
         metadata.fields.insert("ADMIN".to_owned(), Value { kind });
+        self
+    }
+
+    /// Has settings put in force by `take` before they are acknowledged: what cannot be in force here, such as a log that
+    /// cannot be opened, is refused with the reason.
+    #[must_use]
+    pub fn taking_settings(self, take: impl Fn(&MeshSettings) -> Result<(), String> + Send + 'static) -> Self {
+        lock(&self.store).set_take_settings(Box::new(take));
         self
     }
 

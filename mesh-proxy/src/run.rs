@@ -122,7 +122,14 @@ async fn start(
         questions,
         proxy.upstreams.clone(),
     )
-    .with_admin(proxy.config.admin);
+    .with_admin(proxy.config.admin)
+    .taking_settings({
+        let telemetry = proxy.telemetry.clone();
+        move |settings| {
+            let configured = telemetry.configure(settings);
+            configured.map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+        }
+    });
     tokio::spawn(discovery.run(stop.child_token()));
     tokio::spawn(follow_settings(proxy.clone(), stop.child_token()));
     administration::serve(&proxy, logging, &shutdown, &stop).await?;
@@ -145,9 +152,6 @@ async fn follow_settings(proxy: Arc<Proxy>, stop: CancellationToken) {
     let mut changes = proxy.directory.changed();
     loop {
         if let Some(settings) = proxy.directory.settings() {
-            if let Err(error) = proxy.telemetry.configure(&settings) {
-                tracing::error!(%error, "the mesh's telemetry settings are not in force");
-            }
             proxy.certificates.set_trust_domains(TrustDomains::new(
                 settings.trust_domain.clone(),
                 settings.trust_domain_aliases.clone(),

@@ -19,6 +19,9 @@ use crate::upstream::Upstreams;
 /// Reasons in one NACK; more are counted.
 const REASONS: usize = 8;
 
+/// Puts settings in force, or says why they cannot be.
+pub(super) type TakeSettings = dyn Fn(&MeshSettings) -> Result<(), String> + Send;
+
 pub(super) struct Store {
     directory: Arc<Directory>,
     workload: Arc<str>,
@@ -28,6 +31,7 @@ pub(super) struct Store {
     inbound_book: Book,
     destinations: Destinations,
     peers: Peers,
+    take_settings: Box<TakeSettings>,
     /// Resources whose newest version was refused.
     rejected: BTreeMap<(ResourceType, Arc<str>), String>,
     pub(super) connected: bool,
@@ -50,10 +54,15 @@ impl Store {
             inbound: None,
             mesh_book: Book::default(),
             inbound_book: Book::default(),
+            take_settings: Box::new(|_| Ok(())),
             rejected: BTreeMap::new(),
             connected: false,
             last_error: None,
         }
+    }
+
+    pub(super) fn set_take_settings(&mut self, take: Box<TakeSettings>) {
+        self.take_settings = take;
     }
 
     /// A worker's question.
@@ -174,7 +183,13 @@ impl Store {
         match kind {
             ResourceType::Mesh => {
                 let settings = Arc::new(wire::decode_mesh(bytes).map_err(text)?);
+                let taken = (self.take_settings)(&settings);
+                if taken.is_err() && self.directory.settings().is_some() {
+                    return taken;
+                }
+                // Without any, those that can be in force are better than a proxy that never gets ready.
                 self.directory.publish_settings(settings.clone());
+                taken?;
                 self.settings = Some(Held {
                     name: name.into(),
                     version: version.into(),

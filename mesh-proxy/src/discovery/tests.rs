@@ -618,3 +618,41 @@ fn settings_are_never_taken_away() {
     held.remove(ResourceType::Mesh, "mesh");
     assert_eq!(held.directory.settings().as_deref(), Some(&settings()));
 }
+
+#[test]
+fn settings_that_cannot_be_in_force_are_refused() {
+    let mesh = |version: &str, policy| {
+        let settings = MeshSettings {
+            outbound_policy: policy,
+            ..settings()
+        };
+        let bytes = wire::encode_mesh(&settings);
+        vec![resource(ResourceType::Mesh, "mesh", version, &[], bytes)]
+    };
+    let (wrong, right) = (model::OutboundPolicy::RegistryOnly, model::OutboundPolicy::AllowAny);
+    let take = move |settings: &MeshSettings| match settings.outbound_policy == wrong {
+        true => Err("it cannot be".to_owned()),
+        false => Ok(()),
+    };
+    let mut held = Held::new();
+    held.store.set_take_settings(Box::new(take));
+    let refused = |held: &mut Held| {
+        let told = held.told();
+        let error = of(ResourceType::Mesh, &told).error_detail.clone();
+        error.map(|error| error.message)
+    };
+    let policy = |held: &Held| held.directory.settings().unwrap().outbound_policy;
+
+    held.send(ResourceType::Mesh, mesh("1", wrong));
+    assert_eq!(refused(&mut held).as_deref(), Some("mesh: it cannot be"));
+    assert_eq!(
+        policy(&held),
+        wrong,
+        "without any settings, these are in force as far as they can"
+    );
+    held.send(ResourceType::Mesh, mesh("2", right));
+    assert_eq!(refused(&mut held), None);
+    held.send(ResourceType::Mesh, mesh("3", wrong));
+    assert_eq!(refused(&mut held).as_deref(), Some("mesh: it cannot be"));
+    assert_eq!(policy(&held), right, "the last good ones stay");
+}
