@@ -1,5 +1,7 @@
 //! Envoy, set up as Istio sets up its sidecars, on either end of a connection with ours.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::net::SocketAddr;
 
 use anyhow::Context as _;

@@ -1,5 +1,7 @@
 //! `openssl s_client` at a sidecar's inbound port: what it sees of the server, and how far it gets without an identity.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
