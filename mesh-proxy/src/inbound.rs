@@ -212,6 +212,8 @@ async fn connection(worker: Rc<Worker>, application: Rc<Application>, stream: Tc
                 (Protocol::Tcp | Protocol::Tls, _) => Carries::Tcp,
                 (_, Detected::Http1) => Carries::Http(HttpVersion::Http1),
                 (_, Detected::Http2) => Carries::Http(HttpVersion::Http2),
+                // What is declared HTTP is held to it: a method that nobody knows, or bytes that get a 400.
+                (protocol, Detected::Opaque) if protocol.is_http() => Carries::Http(HttpVersion::Http1),
                 (_, Detected::Tls(_) | Detected::Opaque) => Carries::Tcp,
             };
             (

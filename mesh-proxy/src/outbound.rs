@@ -67,7 +67,8 @@ async fn explicit(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
     let _open = worker.proxy.drain.connection();
     let downstream = Rc::new(Downstream::plaintext(peer, local_addr(&stream)));
     let version = match detect(Stream::Tcp(stream), None).await {
-        Ok((Detected::Http1, stream)) => Some((HttpVersion::Http1, stream)),
+        // Methods that nobody knows are served, and what is no HTTP gets a 400.
+        Ok((Detected::Http1 | Detected::Opaque, stream)) => Some((HttpVersion::Http1, stream)),
         Ok((Detected::Http2, stream)) => Some((HttpVersion::Http2, stream)),
         _ => None,
     };
@@ -109,9 +110,15 @@ pub(crate) async fn captured(worker: Rc<Worker>, stream: Connection, downstream:
             });
             return opaque(&worker, stream, &downstream, found, &target).await;
         }
+        // What is declared HTTP is held to it.
+        Detected::Opaque if declared_http(&found) => HttpVersion::Http1,
         Detected::Opaque => return opaque(&worker, stream, &downstream, found, &target).await,
     };
     http::outbound::serve(worker.clone(), stream, version, downstream, Some(target)).await;
+}
+
+fn declared_http(found: &Lookup) -> bool {
+    matches!(found, Lookup::Found(destination) if destination.model.protocol.is_http())
 }
 
 async fn opaque(worker: &Rc<Worker>, stream: Connection, downstream: &Rc<Downstream>, found: Lookup, target: &Target) {
