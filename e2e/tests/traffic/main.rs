@@ -1,5 +1,6 @@
 //! Traffic between real processes: a client's sidecar, the sidecars of a service, and applications.
 
+mod authorization;
 mod balancing;
 mod circuit;
 mod grpc;
@@ -7,4 +8,5 @@ mod headers;
 mod opaque;
 mod protocols;
 mod resilience;
+mod robustness;
 mod routing;
