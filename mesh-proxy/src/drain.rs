@@ -1,4 +1,8 @@
 //! Draining: from the signal to stop until the last connection is done.
+//!
+//! First connections end after what they are doing while new ones are still accepted, since not everybody knows yet that
+//! this workload goes. When none is left, or half of the time is over, inbound listeners take in who already knocked, and
+//! close; who comes later is refused at once and can go elsewhere.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,9 +16,20 @@ pub struct Drain {
     shared: Arc<Shared>,
 }
 
+/// How far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Serving,
+    Draining,
+    /// Inbound listeners close.
+    Closing,
+}
+
 struct Shared {
-    draining: watch::Sender<bool>,
+    stage: watch::Sender<Stage>,
     connections: AtomicUsize,
+    listeners: AtomicUsize,
+    /// One of the counts has become zero.
     idle: Notify,
 }
 
@@ -22,8 +37,9 @@ impl Default for Drain {
     fn default() -> Self {
         Self {
             shared: Arc::new(Shared {
-                draining: watch::Sender::new(false),
+                stage: watch::Sender::new(Stage::Serving),
                 connections: AtomicUsize::new(0),
+                listeners: AtomicUsize::new(0),
                 idle: Notify::new(),
             }),
         }
@@ -33,28 +49,61 @@ impl Default for Drain {
 impl Drain {
     /// Asks connections to end after what they are doing. New connections are still accepted.
     pub fn start(&self) {
-        self.shared.draining.send_replace(true);
+        self.advance(Stage::Draining);
+    }
+
+    /// Asks inbound listeners to close.
+    pub fn close(&self) {
+        self.advance(Stage::Closing);
+    }
+
+    fn advance(&self, to: Stage) {
+        self.shared.stage.send_if_modified(|stage| {
+            let later = *stage < to;
+            *stage = to.max(*stage);
+            later
+        });
     }
 
     /// Whether draining has started.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        *self.shared.draining.borrow()
+        *self.shared.stage.borrow() >= Stage::Draining
     }
 
     /// Resolves when draining has started.
     pub async fn started(&self) {
-        let mut draining = self.shared.draining.subscribe();
+        self.reached(Stage::Draining).await;
+    }
+
+    /// Resolves when inbound listeners have to close.
+    pub async fn closing(&self) {
+        self.reached(Stage::Closing).await;
+    }
+
+    async fn reached(&self, wanted: Stage) {
+        let mut stage = self.shared.stage.subscribe();
         // The sender lives in `self`, so waiting cannot fail.
-        let _ = draining.wait_for(|draining| *draining).await;
+        let _ = stage.wait_for(|stage| *stage >= wanted).await;
     }
 
     /// Counts a connection until the guard is dropped.
     #[must_use]
-    pub fn connection(&self) -> ConnectionGuard {
-        self.shared.connections.fetch_add(1, Ordering::Relaxed);
-        ConnectionGuard {
+    pub fn connection(&self) -> Guard {
+        self.count(|shared| &shared.connections)
+    }
+
+    /// Counts an inbound listener until the guard is dropped.
+    #[must_use]
+    pub fn listener(&self) -> Guard {
+        self.count(|shared| &shared.listeners)
+    }
+
+    fn count(&self, counter: fn(&Shared) -> &AtomicUsize) -> Guard {
+        counter(&self.shared).fetch_add(1, Ordering::Relaxed);
+        Guard {
             shared: self.shared.clone(),
+            counter,
         }
     }
 
@@ -66,28 +115,43 @@ impl Drain {
 
     /// Waits until no connection is left, at most `limit`. Returns the number that is left.
     pub async fn finished(&self, limit: Duration) -> usize {
-        let all_closed = async {
+        self.wait(limit, || self.connections() == 0).await
+    }
+
+    /// Waits until no inbound listener and no connection is left, at most `limit`. Returns the number of connections that
+    /// are left.
+    pub async fn closed(&self, limit: Duration) -> usize {
+        // In this order: a listener counts a connection before it goes.
+        self.wait(limit, || {
+            self.shared.listeners.load(Ordering::Acquire) == 0 && self.connections() == 0
+        })
+        .await
+    }
+
+    async fn wait(&self, limit: Duration, done: impl Fn() -> bool) -> usize {
+        let all_done = async {
             loop {
                 let notified = self.shared.idle.notified();
-                if self.connections() == 0 {
+                if done() {
                     return;
                 }
                 notified.await;
             }
         };
-        let _ = tokio::time::timeout(limit, all_closed).await;
+        let _ = tokio::time::timeout(limit, all_done).await;
         self.connections()
     }
 }
 
-/// One open connection.
-pub struct ConnectionGuard {
+/// One open connection or listener.
+pub struct Guard {
     shared: Arc<Shared>,
+    counter: fn(&Shared) -> &AtomicUsize,
 }
 
-impl Drop for ConnectionGuard {
+impl Drop for Guard {
     fn drop(&mut self) {
-        if self.shared.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if (self.counter)(&self.shared).fetch_sub(1, Ordering::AcqRel) == 1 {
             self.shared.idle.notify_waiters();
         }
     }
@@ -106,5 +170,24 @@ mod tests {
         assert_eq!(drain.finished(Duration::from_secs(1)).await, 1);
         drop(guard);
         assert_eq!(drain.finished(Duration::from_secs(1)).await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn is_closed_when_listeners_and_what_they_took_in_are_done() {
+        let drain = Drain::default();
+        let listener = drain.listener();
+        drain.close();
+        assert!(drain.is_draining());
+        drain.closing().await;
+        let second = Duration::from_secs(1);
+        assert_eq!(drain.finished(second).await, 0);
+        let waiting = drain.clone();
+        let mut closed = std::pin::pin!(waiting.closed(second));
+        assert!(tokio::time::timeout(second / 2, closed.as_mut()).await.is_err());
+        let connection = drain.connection();
+        drop(listener);
+        assert!(tokio::time::timeout(second / 4, closed.as_mut()).await.is_err());
+        drop(connection);
+        assert_eq!(closed.await, 0);
     }
 }

@@ -129,16 +129,30 @@ pub(crate) fn passthrough_model() -> ClusterModel {
     }
 }
 
-/// Accepts connections to one port of the workload.
+/// Accepts connections to one port of the workload, until a drain closes it.
 pub(crate) async fn serve(worker: Rc<Worker>, mapping: InboundMapping, listener: TcpListener) {
     let application = Application::new(&worker, &mapping);
-    loop {
-        let (stream, peer) = listener::accept(&listener).await;
-        if !listener::has_room(worker.proxy.drain.connections()) {
-            continue;
+    let drain = worker.proxy.drain.clone();
+    let _open = drain.listener();
+    let take = |(stream, peer)| {
+        if listener::has_room(drain.connections()) {
+            // Counted before anything runs, so that a drain does not overlook it.
+            let open = drain.connection();
+            let serving = connection(worker.clone(), application.clone(), stream, peer);
+            tokio::task::spawn_local(async move {
+                serving.await;
+                drop(open);
+            });
         }
-        tokio::task::spawn_local(connection(worker.clone(), application.clone(), stream, peer));
+    };
+    let mut closing = std::pin::pin!(drain.closing());
+    loop {
+        tokio::select! {
+            accepted = listener::accept(&listener) => take(accepted),
+            () = closing.as_mut() => break,
+        }
     }
+    listener::close(listener).into_iter().for_each(take);
 }
 
 /// What a connection turned out to be.
@@ -148,7 +162,6 @@ enum Carries {
 }
 
 async fn connection(worker: Rc<Worker>, application: Rc<Application>, stream: TcpStream, peer: SocketAddr) {
-    let _open = worker.proxy.drain.connection();
     let local = local_addr(&stream);
     let Some(policy) = worker.proxy.directory.inbound() else {
         return refused("policy_unavailable", peer);

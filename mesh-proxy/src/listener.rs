@@ -85,6 +85,25 @@ pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     }
 }
 
+/// Closes a listener, and gives the connections that the kernel has accepted for it.
+pub fn close(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
+    let Ok(listener) = listener.into_std() else {
+        return Vec::new();
+    };
+    let accept = || loop {
+        match listener.accept() {
+            Err(error) if is_transient(&error) => {}
+            accepted => return accepted.ok(),
+        }
+    };
+    let connections = std::iter::from_fn(accept).filter_map(|(stream, peer)| {
+        stream.set_nonblocking(true).ok()?;
+        let _ = stream.set_nodelay(true);
+        Some((TcpStream::from_std(stream).ok()?, peer))
+    });
+    connections.collect()
+}
+
 /// Whether the proxy has room for one more connection beside the `open` ones.
 pub(crate) fn has_room(open: usize) -> bool {
     let room = open < MAX_CONNECTIONS;

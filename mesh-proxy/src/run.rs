@@ -3,7 +3,7 @@
 mod administration;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use mesh_api::identity::SpiffeId;
@@ -136,8 +136,12 @@ async fn start(
     tracing::info!(workload = %id, workers, outbound = %proxy.config.outbound, admin = %proxy.config.admin, "started");
 
     shutdown.cancelled().await;
+    let limit = proxy.config.drain_duration;
+    let end = Instant::now() + limit;
     proxy.drain.start();
-    let open = proxy.drain.finished(proxy.config.drain_duration).await;
+    proxy.drain.finished(limit / 2).await;
+    proxy.drain.close();
+    let open = proxy.drain.closed(end.saturating_duration_since(Instant::now())).await;
     if open > 0 {
         tracing::warn!(open, "connections are cut because the drain duration is over");
     }

@@ -9,8 +9,8 @@ use e2e::plain::{Sidecar, eventually};
 use e2e::traffic::backend::Step;
 use e2e::traffic::caller::{Connection, bounded, connect};
 use e2e::traffic::metrics::sum;
-use e2e::traffic::{Plan, Scene};
-use http::Request;
+use e2e::traffic::{Plan, Scene, traffic_policy};
+use http::{Method, Request};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const URL: &str = "http://reviews/";
@@ -282,6 +282,41 @@ async fn a_proxy_that_is_told_to_end_finishes_what_it_has() -> anyhow::Result<()
             "{which}: {:?}",
             started.elapsed()
         );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_during_a_drain_is_served() -> anyhow::Result<()> {
+    for protocol in ["HTTP", "HTTP2"] {
+        let mut scene = Scene::start(Plan {
+            versions: &["v1"],
+            sidecars: true,
+            ports: &[(80, "main", protocol, 8080)],
+            // Each request has a connection of its own.
+            policy: &traffic_policy("{connectionPool: {http: {maxRequestsPerConnection: 1}}}"),
+            ..Plan::default()
+        })
+        .await?;
+        let backend = &scene.backends[0];
+        backend.then([Step::Hold]);
+        let caller = scene.caller();
+        let call = tokio::spawn(async move { caller.call(Method::POST, URL, &[], "held").await });
+        eventually("the request is there", || (backend.now() == 1).then_some(()))?;
+        scene.servers[0].process.signal("TERM")?;
+        eventually("it is not ready any more", || {
+            (!scene.servers[0].is_ready()).then_some(())
+        })?;
+        for _ in 0..10 {
+            let answer = caller.call(Method::POST, URL, &[], "late").await?;
+            ensure!(answer.status == 200, "{protocol}: {answer:?}");
+        }
+        backend.release(1);
+        ensure!(call.await??.status == 200);
+        ensure!(scene.servers[0].process.wait()?.success());
+        // Who comes too late learns it at once.
+        let answer = scene.caller().get(URL).await?;
+        ensure!(answer.status == 503, "{answer:?}");
     }
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! Serves HTTP on a connection, until the client, an error or a drain ends it.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::Future;
+use std::rc::Rc;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -9,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 
 use super::HttpVersion;
 use crate::body::Body;
@@ -20,6 +23,8 @@ const MAX_HEADERS: usize = 100;
 const MAX_HEAD: usize = 60 * 1024;
 /// A connection without a complete request head for so long is closed; Envoy's and Istio's idle timeout.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long a drain waits for the first request of a connection.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// Requests at a time on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 1024;
 /// Flow control windows of HTTP/2, for a stream and a connection.
@@ -48,7 +53,14 @@ where
     F: Future<Output = Result<Response<Body>, Infallible>> + 'static,
 {
     let io = TokioIo::new(io);
-    let service = service_fn(handler);
+    let begun = Rc::new(Begun::default());
+    let service = {
+        let begun = begun.clone();
+        service_fn(move |request| {
+            begun.note();
+            handler(request)
+        })
+    };
     match version {
         HttpVersion::Http1 => {
             let connection = hyper::server::conn::http1::Builder::new()
@@ -62,7 +74,7 @@ where
             let mut connection = std::pin::pin!(connection);
             tokio::select! {
                 result = connection.as_mut() => result,
-                () = drain.started() => {
+                () = may_end(drain, &begun) => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
                 }
@@ -81,12 +93,36 @@ where
             let mut connection = std::pin::pin!(connection);
             tokio::select! {
                 result = connection.as_mut() => result,
-                () = drain.started() => {
+                () = may_end(drain, &begun) => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
                 }
             }
         }
+    }
+}
+
+/// Whether a connection had its first request.
+#[derive(Default)]
+struct Begun {
+    any: Cell<bool>,
+    first: Notify,
+}
+
+impl Begun {
+    fn note(&self) {
+        if !self.any.replace(true) {
+            self.first.notify_one();
+        }
+    }
+}
+
+/// Resolves when a drain has started and the connection may be asked to end: hyper closes one that has had no request,
+/// while its client has just been let in and is about to send it.
+async fn may_end(drain: &Drain, begun: &Begun) {
+    drain.started().await;
+    if !begun.any.get() {
+        let _ = tokio::time::timeout(FIRST_REQUEST, begun.first.notified()).await;
     }
 }
 
