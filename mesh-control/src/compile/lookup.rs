@@ -198,15 +198,17 @@ fn at_address(reader: &Reader<'_>, address: IpAddr, port: u16) -> Option<Target>
         if service.export != crate::world::Export::All && !service.export.shows(reader.client_namespace()) {
             continue;
         }
-        let host = service.hosts.iter().find(|host| !host.contains('*'));
-        if let (Some(host), Some(port)) = (host, service.port(port)) {
-            reader.note(key::service(host));
-            return Some(Target::Service(Found {
-                host: host.clone(),
-                port: port.clone(),
-                service: service.clone(),
-            }));
-        }
+        let (Some(port), Some(first)) = (service.port(port), service.hosts.first()) else {
+            continue;
+        };
+        let named = service.hosts.iter().find(|host| !host.contains('*'));
+        reader.note(key::service(named.unwrap_or(first)));
+        return Some(Target::Service(Found {
+            // Under a wildcard nobody said which host is meant: the address has to do.
+            host: named.map_or_else(|| address.to_string().into(), Arc::clone),
+            port: port.clone(),
+            service: service.clone(),
+        }));
     }
     reader
         .world

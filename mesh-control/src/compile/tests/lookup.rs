@@ -45,6 +45,11 @@ fn names_lead_to_services() {
             "{hosts: ['*.example.com'], resolution: NONE, ports: [{number: 443, name: tls, protocol: TLS}]}",
         ),
         (
+            "wild-range",
+            "default",
+            "{hosts: ['*.range.example.com'], addresses: [10.3.0.0/16], resolution: NONE, ports: [{number: 5432, name: tcp}]}",
+        ),
+        (
             "private",
             "other",
             "{hosts: [private.example.org], exportTo: ['.'], resolution: DNS, ports: [{number: 80, name: http}]}",
@@ -108,6 +113,9 @@ fn names_lead_to_services() {
         ("client.default", "10.1.2.3:80", None),
         ("client.default", "10.2.9.9:5432", Some("range.example.com")),
         ("client.default", "10.2.3.4:5432", Some("inner.example.com")),
+        // Of a wildcard's hosts an address says none.
+        ("client.default", "10.3.4.5:5432", Some("10.3.4.5")),
+        ("client.default", "10.3.4.5:80", None),
         ("client.default", "[::ffff:10.1.2.3]:5432", Some("vip.example.com")),
         // Wildcards, the most specific first; a wildcard does not cover its own parent.
         ("client.default", "a.wild.example.com:443", Some("a.wild.example.com")),
