@@ -137,6 +137,7 @@ async fn send(
         _ => Hashed::default(),
     };
     headers::remove_hop_by_hop(&mut parts.headers, upgrade);
+    headers::remove_peer_metadata(&mut parts.headers);
     headers::target(
         &mut parts.uri,
         &mut parts.version,
@@ -308,6 +309,7 @@ fn conclude(
                 let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
                 headers::remove_hop_by_hop(response.headers_mut(), upgraded);
             }
+            headers::remove_peer_metadata(response.headers_mut());
             exchange.response_head(response.headers_mut(), started);
             if let Some(cookie) = cookie {
                 response.headers_mut().append(header::SET_COOKIE, cookie);

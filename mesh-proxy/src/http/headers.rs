@@ -19,6 +19,9 @@ pub(crate) const UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-
 /// Path before a rewrite.
 pub(crate) const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 
+/// What Istio's sidecars tell each other of their workloads.
+const PEER_METADATA: HeaderName = HeaderName::from_static("x-envoy-peer-metadata");
+const PEER_METADATA_ID: HeaderName = HeaderName::from_static("x-envoy-peer-metadata-id");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const PROXY_AUTHORIZATION: HeaderName = HeaderName::from_static("proxy-authorization");
@@ -51,6 +54,13 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     } else {
         headers.remove(UPGRADE);
     }
+}
+
+/// Removes what a peer's sidecar says of itself, or an application in its name: it is no application's business, on either
+/// side.
+pub(crate) fn remove_peer_metadata(headers: &mut HeaderMap) {
+    headers.remove(PEER_METADATA);
+    headers.remove(PEER_METADATA_ID);
 }
 
 /// Whether an HTTP/1.1 request asks to become something else.

@@ -11,7 +11,7 @@ use mesh_api::model::{Forward, HttpRoute, OutboundPolicy, RouteAction};
 
 use super::exchange::{Downstream, Exchange};
 use super::forward::{Outgoing, Picked, forward};
-use super::headers::{self, FORWARDED_PROTO, ORIGINAL_PATH};
+use super::headers::{self, FORWARDED_CLIENT_CERT, FORWARDED_PROTO, ORIGINAL_PATH};
 use super::{HttpVersion, server, upgrade};
 use crate::body::Body;
 use crate::directory::{Destination, Lookup};
@@ -139,6 +139,8 @@ async fn respond(
     let found = find(origin, host, port).await;
     let (mut parts, body) = request.into_parts();
     let body = exchange.count_request(Body::from(body));
+    // Who called this workload is known to it, and need not be to those that it calls.
+    parts.headers.remove(FORWARDED_CLIENT_CERT);
     if !parts.headers.contains_key(FORWARDED_PROTO) {
         parts.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
