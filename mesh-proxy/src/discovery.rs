@@ -31,7 +31,7 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Status, Streaming};
 
 use crate::directory::{Directory, Questions};
-use crate::identity::ControlPlane;
+use crate::identity::{ControlPlane, describe};
 use crate::upstream::Upstreams;
 use store::Store;
 
@@ -293,7 +293,7 @@ impl Discovery {
         if is_malformed(status) {
             metrics::counter!("mesh_discovery_malformed_responses_total").increment(1);
         }
-        let reason = format!("{:?}: {}", status.code(), chain(status));
+        let reason = describe(status);
         let full = MIN_PAUSE.saturating_mul(1 << failures.min(10)).min(MAX_PAUSE);
         let pause = full.mul_f64(0.5 + fastrand::f64() / 2.0);
         tracing::warn!("no discovery stream ({reason}); what is held stays in force; trying again in {pause:.1?}");

@@ -6,5 +6,6 @@ mod control;
 mod store;
 
 pub use client::{IdentityClient, IdentityError};
+pub(crate) use control::describe;
 pub use control::{ControlAddress, ControlChannel, ControlPlane, ControlPlaneConfig, InvalidAddress, TokenSource};
 pub use store::{CertStore, Credentials, CredentialsError};

@@ -94,13 +94,19 @@ pub fn provider() -> Arc<CryptoProvider> {
 }
 
 /// A failed handshake's error, with our own reason for it on top instead of deep inside.
-fn with_reason(error: io::Error) -> io::Error {
+pub(crate) fn with_reason(error: io::Error) -> io::Error {
     let reason = error.get_ref().and_then(|inner| match inner.downcast_ref()? {
-        rustls::Error::InvalidCertificate(CertificateError::Other(other)) => other.0.downcast_ref::<NotAPeer>(),
+        rustls::Error::InvalidCertificate(CertificateError::Other(other)) => Some(other.0.clone()),
         _ => None,
     });
     match reason {
-        Some(reason) => io::Error::new(io::ErrorKind::PermissionDenied, reason.clone()),
+        Some(reason) => io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            match reason.downcast_ref::<NotAPeer>() {
+                Some(reason) => reason.clone().into(),
+                None => Box::<dyn std::error::Error + Send + Sync>::from(reason.to_string()),
+            },
+        ),
         None => error,
     }
 }

@@ -18,7 +18,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use tokio_util::sync::CancellationToken;
 
-use super::control::ControlPlane;
+use super::control::{ControlPlane, describe};
 use super::store::{CertStore, Credentials, CredentialsError};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -31,7 +31,7 @@ const CLOCK_CHECK: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The control plane refused, or was not reached.
-    #[error("the control plane did not sign: {}", message(.0))]
+    #[error("the control plane did not sign: {}", describe(.0))]
     Call(#[from] Box<tonic::Status>),
     /// The channel could not be made.
     #[error("the control plane's address: {0}")]
@@ -202,15 +202,4 @@ fn certificates(answer: &[String]) -> Result<(Certificates, Certificates), Ident
         .ok_or_else(|| IdentityError::Malformed("empty chain".to_owned()))?;
     let chain = chain.iter().map(parse).collect::<Result<Vec<_>, _>>()?.concat();
     Ok((chain, parse(roots)?))
-}
-
-/// A status' own text, and below it what the connection failed with.
-fn message(status: &tonic::Status) -> String {
-    let mut text = format!("{} ({:?})", status.message(), status.code());
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

@@ -21,7 +21,7 @@ use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -32,7 +32,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::store::CertStore;
-use crate::tls::{HANDSHAKE_TIMEOUT, provider, verify};
+use crate::tls::{HANDSHAKE_TIMEOUT, provider, verify, with_reason};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A control plane that is gone must be noticed on a silent stream.
@@ -191,7 +191,7 @@ impl ControlPlane {
             let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls);
             tls.await
                 .map_err(|_| named(address, io::ErrorKind::TimedOut.into()))?
-                .map_err(|error| named(address, error))
+                .map_err(|error| named(address, with_reason(error)))
         })
     }
 
@@ -277,8 +277,47 @@ impl Interceptor for Prove {
     }
 }
 
+/// What a call to the control plane failed with, for people: the status' own text, and causes that say more.
+pub(crate) fn describe(status: &Status) -> String {
+    let mut text = match status.message() {
+        "" => format!("{:?}", status.code()),
+        message => format!("{message} ({:?})", status.code()),
+    };
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        let cause = error.to_string();
+        // tonic's own name for any error of a connection says nothing.
+        if cause != "transport error" && !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        source = error.source();
+    }
+    text
+}
+
 fn named(address: &ControlAddress, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("control plane at {address}: {error}"))
+}
+
+/// Why who answers is not believed to be the control plane. Nothing is said to it, no token shown.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+enum NotTheControlPlane {
+    #[error(
+        "its certificate does not lead to the root whose fingerprint the bootstrap token carries ({0}): the token is of \
+         another mesh, or the authority has a new root; the token was not sent"
+    )]
+    OtherRoot(Fingerprint),
+    #[error(
+        "its certificate does not lead to one of the mesh's root certificates that this proxy has; it was told nothing"
+    )]
+    OtherRoots,
+}
+
+impl From<NotTheControlPlane> for rustls::Error {
+    fn from(error: NotTheControlPlane) -> Self {
+        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+    }
 }
 
 #[derive(Debug)]
@@ -314,7 +353,14 @@ impl ServerCertVerifier for ControlServer {
                 &pinned
             }
         };
-        verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)?;
+        verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms).map_err(|error| {
+            match error {
+                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+                    NotTheControlPlane::OtherRoots.into()
+                }
+                error => error,
+            }
+        })?;
         if verify::identity(leaf).is_ok_and(|presented| presented == self.identity) {
             return Ok(ServerCertVerified::assertion());
         }
@@ -360,7 +406,7 @@ fn pinned_root(presented: &[CertificateDer<'_>], fingerprint: &Fingerprint) -> R
     let root = presented
         .iter()
         .find(|certificate| digest(certificate).as_ref() == fingerprint.0);
-    let root = root.ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+    let root = root.ok_or(NotTheControlPlane::OtherRoot(*fingerprint))?;
     let mut roots = RootCertStore::empty();
     roots.add(root.clone().into_owned())?;
     Ok(roots)
