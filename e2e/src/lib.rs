@@ -6,6 +6,7 @@ pub mod bench;
 pub mod binaries;
 pub mod client;
 pub mod collector;
+pub mod control;
 pub mod credentials;
 pub mod demo;
 pub mod envoy;

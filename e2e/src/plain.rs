@@ -148,6 +148,8 @@ pub struct SidecarOptions {
     pub args: Vec<String>,
     /// Service account; the workload's name when empty.
     pub account: String,
+    /// Bootstrap token; one that is good for an hour when empty.
+    pub token: String,
 }
 
 /// A running sidecar.
@@ -289,7 +291,9 @@ impl Mesh {
         self.dir.path().join("ca")
     }
 
-    fn config_dir(&self) -> PathBuf {
+    /// Directory of policy files.
+    #[must_use]
+    pub fn config_dir(&self) -> PathBuf {
         self.dir.path().join("config")
     }
 
@@ -309,11 +313,17 @@ impl Mesh {
         Ok(fs::remove_file(self.config_dir().join(file))?)
     }
 
+    /// Where the token of a sidecar is.
+    #[must_use]
+    pub fn token_file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.token"))
+    }
+
     /// A bootstrap token for `default/<account>`, made by the command that users have for it.
     ///
     /// # Errors
     /// When the command fails.
-    pub fn token(&self, account: &str) -> anyhow::Result<String> {
+    pub fn token(&self, account: &str, ttl: &str) -> anyhow::Result<String> {
         let output = Command::new(binaries::mesh_control())
             .args([
                 "token",
@@ -321,7 +331,7 @@ impl Mesh {
                 "--identity",
                 &format!("default/{account}"),
                 "--ttl",
-                "1h",
+                ttl,
                 "--ca-dir",
             ])
             .arg(self.ca_dir())
@@ -343,8 +353,12 @@ impl Mesh {
         } else {
             &options.account
         };
-        let token_file = self.dir.path().join(format!("{name}.token"));
-        fs::write(&token_file, self.token(account)?)?;
+        let token_file = self.token_file(name);
+        let token = match options.token.is_empty() {
+            true => self.token(account, "1h")?,
+            false => options.token.clone(),
+        };
+        fs::write(&token_file, token)?;
         let mut command = Command::new(binaries::mesh_proxy());
         command.args([
             "--workload",

@@ -128,6 +128,7 @@ impl Scene {
                     inbound: inbound.collect(),
                     args: owned(plan.server_args),
                     account: "reviews".to_owned(),
+                    ..SidecarOptions::default()
                 };
                 servers.push(mesh.sidecar(&format!("reviews-{version}"), &options)?);
                 backends.push(backend);
