@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use ipnet::IpNet;
 use mesh_api::identity::{InvalidSpiffeId, SpiffeId, TrustDomain};
 
 use crate::ca::Lifetimes;
@@ -22,9 +23,43 @@ pub struct Config {
         env = "MESH_CONFIG_DIR",
         value_delimiter = ',',
         value_name = "DIR",
-        required = true
+        required_unless_present = "kubernetes"
     )]
     pub config_dirs: Vec<PathBuf>,
+
+    /// Reads policy, services and workloads from the Kubernetes cluster that this runs in (or that KUBECONFIG names)
+    /// instead of directories.
+    #[arg(long, env = "MESH_KUBERNETES")]
+    pub kubernetes: bool,
+
+    /// Suffix of the names of the cluster's services.
+    #[arg(
+        long,
+        env = "MESH_CLUSTER_DOMAIN",
+        default_value = "cluster.local",
+        value_name = "DOMAIN"
+    )]
+    pub cluster_domain: String,
+
+    /// Addresses of the cluster's pods. Where none is given, those that its nodes name, else those of the pods that are
+    /// seen. Repeatable.
+    #[arg(
+        long = "pod-range",
+        env = "MESH_POD_RANGE",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
+    pub pod_ranges: Vec<IpNet>,
+
+    /// Addresses of the cluster's services. Where none is given, those that its ServiceCIDR objects name, else those of
+    /// the services that are seen. Repeatable.
+    #[arg(
+        long = "service-range",
+        env = "MESH_SERVICE_RANGE",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
+    pub service_ranges: Vec<IpNet>,
 
     /// The certificate authority and where it is kept.
     #[command(flatten)]
@@ -75,6 +110,15 @@ pub struct Config {
     pub log: String,
 }
 
+/// Where policy, services and workloads are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source<'a> {
+    /// Directories of YAML files.
+    Directories(&'a [PathBuf]),
+    /// The API server of a Kubernetes cluster.
+    Kubernetes,
+}
+
 /// Where the certificate authority is, and whose identities it signs.
 #[derive(Clone, Debug, Args)]
 pub struct CaConfig {
@@ -106,9 +150,28 @@ pub enum ConfigError {
     /// Proxies dial a workload name; it must be one.
     #[error("--certificate-ttl {0:?}: between one minute and 90 days")]
     CertificateTtl(Duration),
+    /// Two sources would contradict each other.
+    #[error("--kubernetes and --config-dir exclude each other")]
+    TwoSources,
+    /// Nothing says where policy is.
+    #[error("neither --config-dir nor --kubernetes is given")]
+    NoSource,
 }
 
 impl Config {
+    /// Where policy is read.
+    ///
+    /// # Errors
+    /// When none or both of the two are asked for.
+    pub fn source(&self) -> Result<Source<'_>, ConfigError> {
+        match (self.kubernetes, self.config_dirs.as_slice()) {
+            (true, []) => Ok(Source::Kubernetes),
+            (true, _) => Err(ConfigError::TwoSources),
+            (false, []) => Err(ConfigError::NoSource),
+            (false, directories) => Ok(Source::Directories(directories)),
+        }
+    }
+
     /// Lifetimes of workload certificates.
     ///
     /// # Errors
@@ -208,5 +271,24 @@ mod tests {
         assert!(parse(&["--certificate-ttl", "10s"]).lifetimes().is_err());
         assert!(parse(&["--certificate-ttl", "10000h"]).lifetimes().is_err());
         assert!(Cli::try_parse_from(["mesh-control"]).is_err(), "a source is needed");
+        assert!(parse(&["--kubernetes"]).source().is_err(), "but one only");
+    }
+
+    #[test]
+    fn policy_is_in_directories_or_in_a_cluster() {
+        assert_eq!(
+            parse(&[]).source().unwrap(),
+            Source::Directories(&[PathBuf::from("policies")])
+        );
+        let args = [
+            "mesh-control",
+            "--kubernetes",
+            "--pod-range",
+            "198.18.0.0/16,2001:db8::/64",
+        ];
+        let config = Cli::try_parse_from(args).unwrap().config;
+        assert_eq!(config.source().unwrap(), Source::Kubernetes);
+        assert_eq!(config.pod_ranges.len(), 2);
+        assert_eq!(config.cluster_domain, "cluster.local");
     }
 }

@@ -1,7 +1,6 @@
 //! Puts a control plane together and runs it: sources to world to discovery, and the certificate authority beside them.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,10 +13,11 @@ use tonic::transport::Server;
 
 use crate::ca::{Authenticator, Authority, CertificateService, TokenStore};
 use crate::compile::Resolver;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::discovery::Discovery;
 use crate::grpc::Services;
 use crate::source::dir::{DirSource, Options};
+use crate::source::{Event, Source};
 use crate::status::{self, Pages};
 use crate::telemetry;
 use crate::tls::ControlTls;
@@ -53,12 +53,15 @@ pub fn main(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
 /// When a setting cannot work, the authority's directory cannot be used, or an address cannot be bound; never because
 /// of what policy files say.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    for directory in &config.config_dirs {
-        anyhow::ensure!(
-            directory.is_dir(),
-            "--config-dir {}: not a directory",
-            directory.display()
-        );
+    let origin = config.source()?;
+    if let config::Source::Directories(directories) = origin {
+        for directory in directories {
+            anyhow::ensure!(
+                directory.is_dir(),
+                "--config-dir {}: not a directory",
+                directory.display()
+            );
+        }
     }
     let lifetimes = config.lifetimes()?;
     let names = config.serving_names()?;
@@ -73,13 +76,17 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let resolver = Arc::new(Resolver::new(World::new(world::Options {
         trust_domain: config.ca.trust_domain.clone(),
         root_namespace: config.root_namespace.as_str().into(),
+        cluster_domain: config.cluster_domain.as_str().into(),
         ..world::Options::default()
     })));
     let sink = resolver.clone();
-    let source = DirSource::start(Options::new(config.config_dirs.clone()), move |events| {
-        sink.apply(&events)
-    })
-    .context("watching policy files")?;
+    let sink = move |events: Vec<Event>| sink.apply(&events);
+    let source = match origin {
+        config::Source::Directories(directories) => Source::Directories(
+            DirSource::start(Options::new(directories.to_vec()), sink).context("watching policy files")?,
+        ),
+        config::Source::Kubernetes => anyhow::bail!("--kubernetes: this build cannot read a cluster"),
+    };
     let discovery = Discovery::new(
         resolver,
         Arc::new(authenticator.clone()),
@@ -105,7 +112,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tracing::info!(
         listen = %config.listen,
         status = %config.status,
-        policy = %list(&config.config_dirs),
+        policy = %describe(origin),
         authority = %config.ca.directory.display(),
         root = %authority.fingerprint(),
         "started"
@@ -129,7 +136,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 
 fn pages(
     discovery: &Discovery,
-    source: &DirSource,
+    source: &Source,
     metrics: metrics_exporter_prometheus::PrometheusHandle,
     serving: Arc<AtomicBool>,
 ) -> Pages {
@@ -148,12 +155,15 @@ async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("{flag} {address}"))
 }
 
-fn list(directories: &[impl AsRef<Path>]) -> String {
-    let names: Vec<_> = directories
-        .iter()
-        .map(|directory| directory.as_ref().display().to_string())
-        .collect();
-    names.join(", ")
+/// Where policy is read, for the log.
+fn describe(origin: config::Source<'_>) -> String {
+    match origin {
+        config::Source::Directories(directories) => {
+            let names: Vec<_> = directories.iter().map(|path| path.display().to_string()).collect();
+            names.join(", ")
+        }
+        config::Source::Kubernetes => "Kubernetes".to_owned(),
+    }
 }
 
 async fn stop_on_signals(stop: CancellationToken) {

@@ -6,6 +6,10 @@ pub mod dir;
 use std::sync::Arc;
 
 use mesh_api::crd::{Object, ObjectRef};
+use mesh_api::source::Diagnostic;
+use tokio::sync::watch;
+
+use self::dir::DirSource;
 
 /// What a source says.
 #[derive(Clone, Debug)]
@@ -16,4 +20,28 @@ pub enum Event {
     Deleted(ObjectRef),
     /// Everything that was there at the start has been said.
     Synced,
+}
+
+/// A running source. It ends when this is dropped.
+#[derive(Debug)]
+pub enum Source {
+    /// Directories of YAML files.
+    Directories(DirSource),
+}
+
+impl Source {
+    /// What is wrong in the source now; a new list whenever that changes.
+    #[must_use]
+    pub fn diagnostics(&self) -> watch::Receiver<Arc<[Diagnostic]>> {
+        match self {
+            Self::Directories(source) => source.diagnostics(),
+        }
+    }
+
+    /// Waits until everything that was there at the start is in the world.
+    pub async fn synced(&self) {
+        match self {
+            Self::Directories(source) => source.synced().await,
+        }
+    }
 }
