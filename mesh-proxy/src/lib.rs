@@ -19,6 +19,7 @@ pub mod fuzzing;
 mod http;
 pub mod identity;
 mod inbound;
+pub mod intercept;
 pub mod io;
 pub mod listener;
 pub mod logging;
