@@ -77,6 +77,24 @@ pub fn definition(kind: Kind) -> Value {
     definition
 }
 
+/// The definition of a kind as a YAML file.
+///
+/// # Errors
+/// When it cannot be written as YAML.
+pub fn text(kind: Kind) -> Result<String, serde_saphyr::ser::Error> {
+    let text = serde_saphyr::to_string(&definition(kind))?;
+    Ok(format!("{}\n", text.trim_end()))
+}
+
+/// Name of a kind's file in the chart: that of the definition.
+pub fn file_name(kind: Kind) -> String {
+    let name = definition(kind)["metadata"]["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    format!("{name}.yaml")
+}
+
 /// The schema of a type as `kube` makes it for definitions, but with keywords of our own kept.
 pub(super) fn derived_schema<T: JsonSchema>() -> Value {
     let generator = SchemaSettings::openapi3()
