@@ -39,7 +39,7 @@ pub fn leaf(ca_dir: &Path, dir: &Path, account: &str) -> anyhow::Result<Leaf> {
     Ok(Leaf {
         chain: write("chain", pem(&issued.chain))?,
         key: write("key", key.serialize_pem())?,
-        roots: write("roots", pem(authority.roots()))?,
+        roots: write("roots", pem(&authority.roots()))?,
     })
 }
 

@@ -32,7 +32,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Endpoint, Server};
-use tonic::{Request, Status, Streaming};
+use tonic::{Request, Streaming};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const DESTINATIONS: &str = "destinations";
@@ -193,11 +193,12 @@ impl Resources for World {
 struct Anybody;
 
 impl Authenticate for Anybody {
-    fn authenticate(&self, _: &Request<Streaming<DeltaDiscoveryRequest>>) -> Result<Authenticated, Status> {
-        Ok(Authenticated {
+    fn authenticate(&self, _: &Request<Streaming<DeltaDiscoveryRequest>>) -> server::Authenticating {
+        let subject = Authenticated {
             identity: "spiffe://cluster.local/ns/default/sa/client".parse().unwrap(),
             expires: None,
-        })
+        };
+        Box::pin(async { Ok(subject) })
     }
 }
 

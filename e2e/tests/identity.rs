@@ -197,7 +197,7 @@ async fn tokens_become_certificates_that_prove_both_ends() {
     let (orders, payments) = (start(ORDERS), start(PAYMENTS));
     let credentials = soon("a certificate", orders.store.ready()).await;
     assert_eq!(*credentials.identity(), id(ORDERS));
-    assert_eq!(credentials.roots(), control.authority.roots());
+    assert_eq!(credentials.roots(), &*control.authority.roots());
     soon("a certificate", payments.store.ready()).await;
 
     let (client, server) = exchange(&orders, &payments, PAYMENTS).await;

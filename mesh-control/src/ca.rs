@@ -13,8 +13,11 @@ mod token;
 #[cfg(test)]
 mod tests;
 
-pub use authenticate::{Authenticator, Caller, PeerCertificate, PeerInfo, Proof};
+pub use authenticate::{
+    Authenticator, Caller, PeerCertificate, PeerInfo, Proof, ReviewToken, Reviewing, ServiceAccount,
+};
 pub use authority::{Authority, Issued, Lifetimes, SignError};
+pub(crate) use material::{CA_CERT, CA_KEY, CERT_CHAIN, Files, ROOT_CERT, ROOT_KEY};
 pub use material::{MaterialError, root_fingerprint};
 pub use service::CertificateService;
 pub use token::{TokenError, TokenStore, create_token};

@@ -92,7 +92,23 @@ pub struct Config {
     )]
     pub root_namespace: String,
 
-    /// Name of this replica, as `meshctl proxy-status` shows it.
+    /// Namespace that this control plane runs in: of its identity, of the Secrets of the certificate authority and of the
+    /// Lease. The default is the root namespace.
+    #[arg(long, env = "MESH_POD_NAMESPACE", value_name = "NAMESPACE")]
+    pub pod_namespace: Option<String>,
+
+    /// Audience of service-account tokens that prove identities in a cluster. Repeatable; add `istio-ca` for istio-csr or
+    /// Istio's proxies.
+    #[arg(
+        long = "token-audience",
+        env = "MESH_TOKEN_AUDIENCE",
+        value_delimiter = ',',
+        default_value = "mesh-ca",
+        value_name = "AUDIENCE"
+    )]
+    pub token_audiences: Vec<String>,
+
+    /// Name of this replica, as `meshctl proxy-status` shows it; in a cluster the name of its pod.
     #[arg(long, env = "MESH_NAME", default_value = SERVICE_ACCOUNT, value_name = "NAME")]
     pub name: String,
 
@@ -122,7 +138,8 @@ pub enum Source<'a> {
 /// Where the certificate authority is, and whose identities it signs.
 #[derive(Clone, Debug, Args)]
 pub struct CaConfig {
-    /// Directory of the certificate authority; a self-signed root is made in it when it holds none.
+    /// Directory of the certificate authority; a self-signed root is made in it when it holds none. With --kubernetes the
+    /// authority is in the Secret `cacerts` or `mesh-ca` instead.
     #[arg(
         long = "ca-dir",
         env = "MESH_CA_DIR",
@@ -172,6 +189,12 @@ impl Config {
         }
     }
 
+    /// Namespace that this control plane runs in.
+    #[must_use]
+    pub fn own_namespace(&self) -> &str {
+        self.pod_namespace.as_deref().unwrap_or(&self.root_namespace)
+    }
+
     /// Lifetimes of workload certificates.
     ///
     /// # Errors
@@ -210,7 +233,7 @@ impl Config {
             }
         }
         Ok(ServingNames {
-            identity: SpiffeId::new(&self.ca.trust_domain, &self.root_namespace, SERVICE_ACCOUNT)?,
+            identity: SpiffeId::new(&self.ca.trust_domain, self.own_namespace(), SERVICE_ACCOUNT)?,
             dns_names,
             addresses,
         })
@@ -266,6 +289,18 @@ mod tests {
     }
 
     #[test]
+    fn the_identity_is_of_the_namespace_that_it_runs_in() {
+        let config = parse(&["--pod-namespace", "control", "--token-audience", "mesh-ca,istio-ca"]);
+        let names = config.serving_names().unwrap();
+        assert_eq!(
+            names.identity.as_str(),
+            "spiffe://cluster.local/ns/control/sa/mesh-control"
+        );
+        assert_eq!(config.root_namespace, "mesh-system");
+        assert_eq!(config.token_audiences, ["mesh-ca", "istio-ca"]);
+    }
+
+    #[test]
     fn settings_that_cannot_work_are_refused() {
         assert!(parse(&["--root-namespace", "a/b"]).serving_names().is_err());
         assert!(parse(&["--certificate-ttl", "10s"]).lifetimes().is_err());
@@ -290,5 +325,6 @@ mod tests {
         assert_eq!(config.source().unwrap(), Source::Kubernetes);
         assert_eq!(config.pod_ranges.len(), 2);
         assert_eq!(config.cluster_domain, "cluster.local");
+        assert_eq!(config.token_audiences, ["mesh-ca"]);
     }
 }

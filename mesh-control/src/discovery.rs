@@ -20,6 +20,7 @@ mod subscriptions;
 mod tests;
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -36,7 +37,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub use status::{ProxyStatus, SyncState, TypeStatus};
 
-use crate::ca::{Authenticator, PeerInfo, Proof};
+use crate::ca::{Authenticator, PeerInfo};
 use hints::Hints;
 use resources::Resources;
 use status::Registry;
@@ -53,24 +54,27 @@ pub struct Authenticated {
     pub expires: Option<SystemTime>,
 }
 
+/// An authentication under way.
+pub type Authenticating = Pin<Box<dyn Future<Output = Result<Authenticated, Status>> + Send>>;
+
 /// Says who calls.
 pub trait Authenticate: Send + Sync + 'static {
     /// The subject of a request that opens a stream.
     ///
     /// # Errors
     /// UNAUTHENTICATED, or UNAVAILABLE when it cannot be told.
-    fn authenticate(&self, request: &Request<Streaming<DeltaDiscoveryRequest>>) -> Result<Authenticated, Status>;
+    fn authenticate(&self, request: &Request<Streaming<DeltaDiscoveryRequest>>) -> Authenticating;
 }
 
 impl Authenticate for Authenticator {
-    fn authenticate(&self, request: &Request<Streaming<DeltaDiscoveryRequest>>) -> Result<Authenticated, Status> {
-        let caller = self.authenticate_request(request)?;
-        Ok(Authenticated {
-            identity: caller.identity,
-            expires: Some(match caller.how {
-                Proof::Certificate { not_after } => not_after,
-                Proof::BootstrapToken { expires } => expires,
-            }),
+    fn authenticate(&self, request: &Request<Streaming<DeltaDiscoveryRequest>>) -> Authenticating {
+        let caller = self.authenticate_request(request);
+        Box::pin(async move {
+            let caller = caller.await?;
+            Ok(Authenticated {
+                identity: caller.identity,
+                expires: Some(caller.how.ends()),
+            })
         })
     }
 }
@@ -142,7 +146,7 @@ impl AggregatedDiscoveryService for Discovery {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let subject = self.shared.authenticate.authenticate(&request)?;
+        let subject = self.shared.authenticate.authenticate(&request).await?;
         let address: Option<SocketAddr> = match request.extensions().get::<PeerInfo>() {
             Some(peer) => Some(peer.address),
             None => request.remote_addr(),

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
@@ -16,9 +17,14 @@ use crate::compile::Resolver;
 use crate::config::{self, Config};
 use crate::discovery::Discovery;
 use crate::grpc::Services;
+use crate::kube;
+use crate::kube::leader::{Elector, Timing};
+use crate::kube::root_cert::RootCert;
+use crate::kube::secrets::CaSecrets;
+use crate::kube::token_review::TokenReviewer;
 use crate::source::dir::{DirSource, Options};
 use crate::source::{Event, Source};
-use crate::status::{self, Pages};
+use crate::status::{self, Pages, Stage};
 use crate::telemetry;
 use crate::tls::ControlTls;
 use crate::world::{self, World};
@@ -66,15 +72,25 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let lifetimes = config.lifetimes()?;
     let names = config.serving_names()?;
     let metrics = telemetry::recorder()?;
-
-    let authority = Authority::open(&config.ca.directory, &config.ca.trust_domain, lifetimes)?;
-    let authenticator = Authenticator::new(config.ca.trust_domain.clone(), TokenStore::new(&config.ca.directory));
-    let tls = ControlTls::new(authority.clone(), names)?;
+    let trust_domain = config.ca.trust_domain.clone();
+    let client = match origin {
+        config::Source::Directories(_) => None,
+        config::Source::Kubernetes => Some(kube::connect().await?),
+    };
+    let authenticator = match &client {
+        None => Authenticator::new(trust_domain.clone(), TokenStore::new(&config.ca.directory)),
+        Some(client) => {
+            let audiences = config.token_audiences.clone();
+            let reviewer = TokenReviewer::new(client.clone(), audiences, trust_domain.clone());
+            Authenticator::in_cluster(trust_domain.clone(), Arc::new(reviewer))
+        }
+    };
+    // What cannot be had is said before anything is waited for.
     let listener = bind("--listen", config.listen).await?;
     let status_listener = bind("--status", config.status).await?;
 
     let resolver = Arc::new(Resolver::new(World::new(world::Options {
-        trust_domain: config.ca.trust_domain.clone(),
+        trust_domain: trust_domain.clone(),
         root_namespace: config.root_namespace.as_str().into(),
         cluster_domain: config.cluster_domain.as_str().into(),
         ..world::Options::default()
@@ -94,26 +110,42 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         shutdown.clone(),
     );
 
-    let serving = Arc::new(AtomicBool::new(false));
-    let pages = Arc::new(pages(&discovery, &source, metrics.clone(), serving.clone()));
+    let stage = Arc::new(watch::Sender::new(Stage::Authority));
+    let pages = Arc::new(pages(&discovery, &source, metrics.clone(), stage.clone()));
     tokio::spawn(status::serve(pages, status_listener, shutdown.clone()));
     tokio::spawn(telemetry::upkeep(metrics));
+
+    // The authority's keys are read while policy is.
+    let authority = match &client {
+        None => Authority::open(&config.ca.directory, &trust_domain, lifetimes)?,
+        Some(client) => {
+            let secrets = CaSecrets::new(client.clone(), config.own_namespace(), trust_domain, lifetimes);
+            let Some(opened) = secrets.wait(&shutdown).await else {
+                return Ok(());
+            };
+            let authority = opened.authority.clone();
+            tokio::spawn(secrets.follow(opened, shutdown.clone()));
+            authority
+        }
+    };
+    let tls = ControlTls::new(authority.clone(), names)?;
     let renewal = tls.clone();
     let renewal_ends = shutdown.clone();
     tokio::spawn(async move { renewal.keep_fresh(renewal_ends).await });
+    let election = client.map(|client| write_as_leader(&config, &client, &authority, &shutdown));
 
     // Until all policy is known nothing is answered: half of it could let in what the other half forbids. Proxies that
     // connect meanwhile wait in the system's queue.
+    stage.send_replace(Stage::Policy);
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
         () = source.synced() => {}
     }
-    serving.store(true, Ordering::Relaxed);
+    stage.send_replace(Stage::Serving);
     tracing::info!(
         listen = %config.listen,
         status = %config.status,
         policy = %describe(origin),
-        authority = %config.ca.directory.display(),
         root = %authority.fingerprint(),
         "started"
     );
@@ -128,24 +160,47 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         () = shutdown.cancelled() => {}
     }
     // Streams end by themselves at shutdown; a proxy that does not read may hold its connection no longer.
-    match tokio::time::timeout(STOP_LIMIT, server).await {
+    let ended = tokio::time::timeout(STOP_LIMIT, server).await;
+    if let Some(election) = election {
+        // The next leader need not wait for the Lease to run out.
+        let _ = tokio::time::timeout(STOP_LIMIT, election).await;
+    }
+    match ended {
         Ok(ended) => ended.context("serving discovery"),
         Err(_) => Ok(()),
     }
+}
+
+/// What replicas share is written by one of them. Returns the election, which ends by handing over.
+fn write_as_leader(
+    config: &Config,
+    client: &::kube::Client,
+    authority: &Arc<Authority>,
+    shutdown: &CancellationToken,
+) -> JoinHandle<()> {
+    let elector = Elector::new(client.clone(), config.own_namespace(), &config.name, Timing::default());
+    let leadership = elector.leadership();
+    let root_cert = RootCert::new(client.clone(), authority.clone());
+    let ends = shutdown.clone();
+    tokio::spawn(leadership.while_leading(ends, move || {
+        let root_cert = root_cert.clone();
+        async move { root_cert.run().await }
+    }));
+    tokio::spawn(elector.run(shutdown.clone()))
 }
 
 fn pages(
     discovery: &Discovery,
     source: &Source,
     metrics: metrics_exporter_prometheus::PrometheusHandle,
-    serving: Arc<AtomicBool>,
+    stage: Arc<watch::Sender<Stage>>,
 ) -> Pages {
     let diagnostics = source.diagnostics();
     Pages {
         discovery: discovery.clone(),
         metrics: Box::new(move || metrics.render()),
         diagnostics: Box::new(move || diagnostics.borrow().clone()),
-        ready: Box::new(move || serving.load(Ordering::Relaxed)),
+        stage: Box::new(move || *stage.borrow()),
     }
 }
 

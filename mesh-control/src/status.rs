@@ -42,8 +42,19 @@ pub struct Pages {
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
     /// Findings in the sources, as they are now.
     pub diagnostics: Box<dyn Fn() -> Arc<[Diagnostic]> + Send + Sync>,
-    /// Whether proxies are served.
-    pub ready: Box<dyn Fn() -> bool + Send + Sync>,
+    /// How far the start has come.
+    pub stage: Box<dyn Fn() -> Stage + Send + Sync>,
+}
+
+/// How far a control plane has come. It never goes back: an API server that is away takes nothing from what is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The certificate authority's keys are read.
+    Authority,
+    /// The sources of policy are read for the first time.
+    Policy,
+    /// Proxies are served.
+    Serving,
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -63,11 +74,17 @@ impl Pages {
                 answer.headers_mut().insert(header::CONTENT_TYPE, kind);
                 answer
             }
-            "/ready" | "/healthz" | "/healthz/ready" if (self.ready)() => text(StatusCode::OK, "ready\n"),
-            "/ready" | "/healthz" | "/healthz/ready" => text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "not ready: the sources of policy are still read\n",
-            ),
+            "/ready" | "/healthz" | "/healthz/ready" => match (self.stage)() {
+                Stage::Serving => text(StatusCode::OK, "ready\n"),
+                Stage::Policy => text(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "not ready: the sources of policy are still read\n",
+                ),
+                Stage::Authority => text(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "not ready: the certificate authority's keys cannot be read yet, see the log\n",
+                ),
+            },
             "/version" => json(&serde_json::json!({ "version": env!("CARGO_PKG_VERSION") })),
             _ => text(StatusCode::NOT_FOUND, "no such page; see /help\n"),
         }

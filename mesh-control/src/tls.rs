@@ -95,15 +95,20 @@ impl ControlTls {
         self.current.load().config.clone()
     }
 
-    /// Renews the serving certificate at half its life until `shutdown`.
+    /// Renews the serving certificate at half its life, and whenever the authority's keys or roots change, until
+    /// `shutdown`.
     pub async fn keep_fresh(&self, shutdown: CancellationToken) {
+        let mut changes = self.authority.changes();
+        // What changed before this task began counts too.
+        let mut due = true;
         loop {
             let remaining = self.current.load().renew_at.duration_since(SystemTime::now());
             let pause = match remaining {
-                Ok(remaining) => remaining.min(CLOCK_CHECK),
-                Err(_) => match serving(&self.authority, &self.names) {
+                Ok(remaining) if !due => remaining.min(CLOCK_CHECK),
+                _ => match serving(&self.authority, &self.names) {
                     Ok(serving) => {
                         self.current.store(Arc::new(serving));
+                        due = false;
                         continue;
                     }
                     Err(error) => {
@@ -114,6 +119,7 @@ impl ControlTls {
             };
             tokio::select! {
                 () = shutdown.cancelled() => return,
+                Ok(()) = changes.changed() => due = true,
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -178,7 +184,7 @@ fn serving(authority: &Authority, names: &ServingNames) -> Result<Serving, Contr
     let renew_at = now + issued.not_after.duration_since(now).unwrap_or_default() / 2;
     // The roots close the chain: a proxy that only knows a root's fingerprint looks for the root in it.
     let mut chain = issued.chain;
-    chain.extend(authority.roots().iter().cloned());
+    chain.extend(issued.roots.iter().cloned());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(authority.root_store()?, provider.clone())
         .allow_unauthenticated()

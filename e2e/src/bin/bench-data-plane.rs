@@ -78,7 +78,7 @@ enum Role {
     #[command(hide = true)]
     Load(LoadArgs),
     #[command(hide = true, name = mesh::CONTROL)]
-    MeshControl(mesh_control::config::Config),
+    MeshControl(Box<mesh_control::config::Config>),
     #[command(hide = true, name = mesh::PROXY)]
     MeshProxy(Box<mesh_proxy::config::Config>),
 }
@@ -113,7 +113,7 @@ fn main() -> anyhow::Result<()> {
         None => benchmark(&cli.benchmark),
         Some(Role::Pinned { core, program }) => match process::become_program(core, &program)? {},
         Some(Role::Backend { protocol, body_bytes }) => one_thread()?.block_on(backend::run(protocol, body_bytes)),
-        Some(Role::MeshControl(config)) => mesh_control::run::main(config, CancellationToken::new()),
+        Some(Role::MeshControl(config)) => mesh_control::run::main(*config, CancellationToken::new()),
         Some(Role::MeshProxy(config)) => {
             let logging = mesh_proxy::logging::Logging::install(&config.log)?;
             mesh_proxy::run(*config, logging, CancellationToken::new())

@@ -1,6 +1,10 @@
-//! Who calls the control plane: the connection's client certificate, else the bearer token of the call.
+//! Who calls the control plane: the connection's client certificate, else the bearer token of the call. Tokens are
+//! bootstrap tokens of this mesh, or service-account tokens that Kubernetes vouches for.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use mesh_api::identity::{SpiffeId, TrustDomain};
@@ -67,36 +71,96 @@ pub enum Proof {
         /// The end of the token's validity.
         expires: SystemTime,
     },
+    /// By a token of its Kubernetes service account.
+    ServiceAccountToken {
+        /// The end of the token's validity.
+        expires: SystemTime,
+    },
+}
+
+impl Proof {
+    /// Until when it holds.
+    #[must_use]
+    pub fn ends(&self) -> SystemTime {
+        match self {
+            Self::Certificate { not_after } => *not_after,
+            Self::BootstrapToken { expires } | Self::ServiceAccountToken { expires } => *expires,
+        }
+    }
+}
+
+/// Whom a service-account token belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceAccount {
+    /// Its identity in the mesh.
+    pub identity: SpiffeId,
+    /// When the token ends.
+    pub expires: SystemTime,
+}
+
+/// A review under way.
+pub type Reviewing<'a> = Pin<Box<dyn Future<Output = Result<ServiceAccount, Status>> + Send + 'a>>;
+
+/// Says whom a service-account token belongs to.
+pub trait ReviewToken: Send + Sync + 'static {
+    /// Reviews a token.
+    ///
+    /// # Errors
+    /// UNAUTHENTICATED when it is not one for this mesh, UNAVAILABLE when that cannot be found out now.
+    fn review<'a>(&'a self, token: &'a str) -> Reviewing<'a>;
 }
 
 /// Authenticates the callers of every service of the control plane.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Authenticator {
     trust_domain: TrustDomain,
-    tokens: TokenStore,
+    tokens: Option<TokenStore>,
+    reviewer: Option<Arc<dyn ReviewToken>>,
 }
 
 impl Authenticator {
-    /// Takes certificates of `trust_domain` and the tokens in `tokens`.
+    /// Takes certificates of `trust_domain` and the bootstrap tokens in `tokens`.
     #[must_use]
     pub fn new(trust_domain: TrustDomain, tokens: TokenStore) -> Self {
-        Self { trust_domain, tokens }
+        Self {
+            trust_domain,
+            tokens: Some(tokens),
+            reviewer: None,
+        }
+    }
+
+    /// Takes certificates of `trust_domain`, and service-account tokens that `reviewer` knows.
+    #[must_use]
+    pub fn in_cluster(trust_domain: TrustDomain, reviewer: Arc<dyn ReviewToken>) -> Self {
+        Self {
+            trust_domain,
+            tokens: None,
+            reviewer: Some(reviewer),
+        }
     }
 
     /// Authenticates a request that came in over [`ControlTls`](crate::tls::ControlTls).
     ///
     /// # Errors
     /// As [`Self::authenticate`].
-    pub fn authenticate_request<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
-        let peer = request.extensions().get::<PeerInfo>();
-        self.authenticate(request.metadata(), peer.and_then(|peer| peer.certificate.as_ref()))
+    pub fn authenticate_request<T>(
+        &self,
+        request: &Request<T>,
+    ) -> impl Future<Output = Result<Caller, Status>> + Send + use<T> {
+        // A request is not always `Sync`: what is needed of it is taken out before anything waits.
+        let (this, metadata) = (self.clone(), request.metadata().clone());
+        let certificate = request
+            .extensions()
+            .get::<PeerInfo>()
+            .and_then(|peer| peer.certificate.clone());
+        async move { this.authenticate(&metadata, certificate.as_ref()).await }
     }
 
-    /// A live certificate decides; without one, the `authorization` metadata must hold a bootstrap token in force.
+    /// A live certificate decides; without one, the `authorization` metadata must hold a token in force.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` with what is missing or wrong; `UNAVAILABLE` when tokens cannot be read.
-    pub fn authenticate(
+    /// `UNAUTHENTICATED` with what is missing or wrong; `UNAVAILABLE` when tokens cannot be read or reviewed.
+    pub async fn authenticate(
         &self,
         metadata: &MetadataMap,
         certificate: Option<&PeerCertificate>,
@@ -104,9 +168,9 @@ impl Authenticator {
         match certificate {
             Some(certificate) if certificate.not_after > SystemTime::now() => self.by_certificate(certificate),
             Some(_) if metadata.get("authorization").is_none() => Err(Status::unauthenticated(
-                "the connection's client certificate has expired: connect again with a new one, or with a bootstrap token",
+                "the connection's client certificate has expired: connect again with a new one, or with a token",
             )),
-            _ => self.by_token(metadata),
+            _ => self.by_token(metadata).await,
         }
     }
 
@@ -126,11 +190,10 @@ impl Authenticator {
         })
     }
 
-    fn by_token(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+    async fn by_token(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
         let value = metadata.get("authorization").ok_or_else(|| {
             Status::unauthenticated(
-                "no proof of identity: present a client certificate of the mesh, or a bootstrap token as \
-                 `authorization: Bearer …`",
+                "no proof of identity: present a client certificate of the mesh, or a token as `authorization: Bearer …`",
             )
         })?;
         let text = value.to_str().ok().and_then(|text| {
@@ -139,16 +202,28 @@ impl Authenticator {
         });
         let text =
             text.ok_or_else(|| Status::unauthenticated("the `authorization` metadata is not `Bearer <token>`"))?;
-        match self.tokens.verify(text) {
-            Ok(grant) => Ok(Caller {
-                identity: grant.identity,
-                how: Proof::BootstrapToken { expires: grant.expires },
-            }),
-            Err(error @ (TokenError::Io { .. } | TokenError::Corrupt { .. })) => {
-                tracing::error!("{error}");
-                Err(Status::unavailable("bootstrap tokens cannot be read now"))
+        match (&self.tokens, &self.reviewer) {
+            (_, Some(reviewer)) => {
+                let ServiceAccount { identity, expires } = reviewer.review(text).await?;
+                let how = Proof::ServiceAccountToken { expires };
+                Ok(Caller { identity, how })
             }
-            Err(error) => Err(Status::unauthenticated(error.to_string())),
+            (Some(tokens), None) => by_bootstrap_token(tokens, text),
+            (None, None) => Err(Status::unauthenticated("tokens are not taken here")),
         }
+    }
+}
+
+fn by_bootstrap_token(tokens: &TokenStore, text: &str) -> Result<Caller, Status> {
+    match tokens.verify(text) {
+        Ok(grant) => Ok(Caller {
+            identity: grant.identity,
+            how: Proof::BootstrapToken { expires: grant.expires },
+        }),
+        Err(error @ (TokenError::Io { .. } | TokenError::Corrupt { .. })) => {
+            tracing::error!("{error}");
+            Err(Status::unavailable("bootstrap tokens cannot be read now"))
+        }
+        Err(error) => Err(Status::unauthenticated(error.to_string())),
     }
 }

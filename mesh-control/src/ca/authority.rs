@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use mesh_api::bootstrap::Fingerprint;
 use mesh_api::identity::{SpiffeId, TrustDomain};
 use rcgen::{
@@ -15,12 +16,14 @@ use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, UnixTime};
+use tokio::sync::watch;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer as _;
 use x509_parser::public_key::PublicKey;
 
-use super::material::{Material, MaterialError, root_fingerprint};
+use super::material::{Files, Material, MaterialError, root_fingerprint};
+use super::service::pem;
 
 /// A request is a few hundred bytes, with an RSA key two thousand.
 const MAX_CSR_BYTES: usize = 64 * 1024;
@@ -47,10 +50,13 @@ impl Default for Lifetimes {
     }
 }
 
-/// The certificate authority of one trust domain. It is shared; signing changes nothing in it.
+/// The certificate authority of one trust domain. It is shared; signing changes nothing in it, and its material is
+/// replaced as a whole.
 pub struct Authority {
     trust_domain: TrustDomain,
-    material: Material,
+    current: ArcSwap<Material>,
+    /// Counts replacements.
+    changes: watch::Sender<u64>,
     lifetimes: Lifetimes,
 }
 
@@ -61,6 +67,8 @@ pub struct Issued {
     pub chain: Vec<CertificateDer<'static>>,
     /// The end of its validity.
     pub not_after: SystemTime,
+    /// The roots in force at that moment, the chain's own first.
+    pub roots: Arc<[CertificateDer<'static>]>,
 }
 
 /// Why a request was not signed.
@@ -91,7 +99,9 @@ pub enum SignError {
         trust_domain: TrustDomain,
     },
     /// The authority's own certificate has ended.
-    #[error("the authority's own certificate has expired: replace it in its directory and restart the control plane")]
+    #[error(
+        "the authority's own certificate has expired: replace it where it is kept (outside Kubernetes, then restart)"
+    )]
     Expired,
     /// The signature could not be made.
     #[error("signing failed: {0}")]
@@ -109,19 +119,50 @@ impl Authority {
         trust_domain: &TrustDomain,
         lifetimes: Lifetimes,
     ) -> Result<Arc<Self>, MaterialError> {
-        let material = Material::load_or_create(directory, trust_domain.as_str())?;
+        let files = Files::load_or_create(directory, trust_domain.as_str())?;
+        Self::from_files(&files, trust_domain, lifetimes)
+    }
+
+    /// The authority that `files` hold.
+    pub(crate) fn from_files(
+        files: &Files,
+        trust_domain: &TrustDomain,
+        lifetimes: Lifetimes,
+    ) -> Result<Arc<Self>, MaterialError> {
         let authority = Self {
             trust_domain: trust_domain.clone(),
-            material,
+            current: ArcSwap::from_pointee(Material::new(files)?),
+            changes: watch::Sender::new(0),
             lifetimes,
         };
         authority.self_check().map_err(|reason| MaterialError::Mismatch {
-            directory: directory.to_owned(),
+            place: files.place.clone(),
             reason,
         })?;
-        metrics::gauge!("citadel_server_root_cert_expiry_timestamp")
-            .set(Time::not_after(authority.root()).map_or(0.0, seconds));
+        authority.show_expiry();
         Ok(Arc::new(authority))
+    }
+
+    /// Signs with what `files` hold from now on. What does not work is refused, and the material in force stays.
+    pub(crate) fn replace(&self, files: &Files) -> Result<(), MaterialError> {
+        let candidate = Self::from_files(files, &self.trust_domain, self.lifetimes)?;
+        self.current.store(candidate.current.load_full());
+        self.changes.send_modify(|count| *count += 1);
+        self.show_expiry();
+        Ok(())
+    }
+
+    fn show_expiry(&self) {
+        let material = self.current.load();
+        metrics::gauge!("citadel_server_root_cert_expiry_timestamp")
+            .set(Time::not_after(&material.roots[0]).map_or(0.0, seconds));
+        metrics::gauge!("citadel_server_cert_chain_expiry_timestamp").set(seconds(material.not_after));
+    }
+
+    /// Changes with every replacement of keys or roots.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// The trust domain whose identities this authority signs.
@@ -132,14 +173,20 @@ impl Authority {
 
     /// The trusted roots, the one that this authority's certificates lead to first.
     #[must_use]
-    pub fn roots(&self) -> &[CertificateDer<'static>] {
-        &self.material.roots
+    pub fn roots(&self) -> Arc<[CertificateDer<'static>]> {
+        self.current.load().roots.clone()
+    }
+
+    /// The trusted roots in PEM.
+    #[must_use]
+    pub fn roots_pem(&self) -> String {
+        self.roots().iter().map(pem).collect()
     }
 
     /// The fingerprint that bootstrap tokens carry.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
-        root_fingerprint(self.root())
+        root_fingerprint(&self.current.load().roots[0])
     }
 
     /// The roots as a store for verification.
@@ -148,7 +195,7 @@ impl Authority {
     /// When a root is malformed.
     pub fn root_store(&self) -> Result<Arc<RootCertStore>, rustls::Error> {
         let mut store = RootCertStore::empty();
-        for root in self.roots() {
+        for root in self.roots().iter() {
             store.add(root.clone())?;
         }
         Ok(Arc::new(store))
@@ -191,9 +238,10 @@ impl Authority {
         key: &impl PublicKeyData,
         validity: Option<Duration>,
     ) -> Result<Issued, SignError> {
+        let material = self.current.load();
         let now = SystemTime::now();
         let validity = validity.unwrap_or(self.lifetimes.default).min(self.lifetimes.max);
-        let not_after = (now + validity).min(self.material.not_after);
+        let not_after = (now + validity).min(material.not_after);
         if not_after <= now {
             return Err(SignError::Expired);
         }
@@ -215,14 +263,14 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         set_validity(&mut params, now, not_after);
         params.serial_number = Some(random_serial()?);
-        let leaf = params.signed_by(key, &self.material.issuer)?;
+        let leaf = params.signed_by(key, &material.issuer)?;
         let mut chain = vec![leaf.der().clone()];
-        chain.extend(self.material.intermediates.iter().cloned());
-        Ok(Issued { chain, not_after })
-    }
-
-    fn root(&self) -> &CertificateDer<'static> {
-        &self.material.roots[0]
+        chain.extend(material.intermediates.iter().cloned());
+        Ok(Issued {
+            chain,
+            not_after,
+            roots: material.roots.clone(),
+        })
     }
 
     /// Signs a throw-away certificate and verifies it as a peer would.

@@ -36,8 +36,8 @@ impl CertificateService {
             .max_decoding_message_size(MAX_REQUEST_BYTES)
     }
 
-    fn create(&self, request: &Request<IstioCertificateRequest>) -> Result<IstioCertificateResponse, Status> {
-        let caller = self.authenticator.authenticate_request(request)?;
+    async fn create(&self, request: Request<IstioCertificateRequest>) -> Result<IstioCertificateResponse, Status> {
+        let caller = self.authenticator.authenticate_request(&request).await?;
         let message = request.get_ref();
         let validity = match u64::try_from(message.validity_duration) {
             Ok(0) => None,
@@ -53,7 +53,7 @@ impl CertificateService {
             })?;
         tracing::debug!(caller = %caller.identity, how = ?caller.how, "signed a certificate");
         let mut cert_chain: Vec<_> = issued.chain.iter().map(pem).collect();
-        cert_chain.push(self.authority.roots().iter().map(pem).collect());
+        cert_chain.push(issued.roots.iter().map(pem).collect());
         Ok(IstioCertificateResponse { cert_chain })
     }
 }
@@ -65,10 +65,11 @@ impl IstioCertificateService for CertificateService {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         metrics::counter!("citadel_server_csr_count").increment(1);
-        let outcome = self.create(&request);
+        let outcome = self.create(request).await;
         let result = match &outcome {
             Ok(_) => "success",
             Err(status) if status.code() == tonic::Code::Unauthenticated => "unauthenticated",
+            Err(status) if status.code() == tonic::Code::Unavailable => "unavailable",
             Err(_) => "refused",
         };
         metrics::counter!("mesh_ca_requests_total", "result" => result).increment(1);
@@ -87,7 +88,7 @@ fn status(error: &SignError) -> Status {
 }
 
 /// One certificate in PEM (RFC 7468).
-pub(crate) fn pem(certificate: &CertificateDer<'static>) -> String {
+pub(crate) fn pem(certificate: &CertificateDer<'_>) -> String {
     let encoded = base64::engine::general_purpose::STANDARD.encode(certificate);
     let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
     for line in encoded.as_bytes().chunks(64) {
