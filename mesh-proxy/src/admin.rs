@@ -7,35 +7,27 @@
 mod certificates;
 mod json;
 mod pages;
+pub(crate) mod server;
+mod stats;
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use mesh_api::model;
 use mesh_api::names::WorkloadId;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::drain::{Drain, Stage};
 use crate::identity::CertStore;
 use crate::logging::Logging;
 use crate::telemetry::Telemetry;
+use server::{Answer, method_not_allowed, text};
 
-/// Connections at once on each port; more wait in the system's queue.
-const MAX_CONNECTIONS: usize = 64;
-/// How long a client may take to send a request.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an idle connection, or one that is read slowly, is kept.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
-/// Requests here are short.
-const MAX_HEADER_BYTES: usize = 16 * 1024;
+/// Longest recording of live events, in seconds.
+const MOST_SECONDS: u64 = 60;
 
 /// What administration shows and does.
 pub struct Admin {
@@ -51,8 +43,8 @@ pub struct Admin {
     pub certificates: Arc<CertStore>,
     /// Level of the log.
     pub logging: Logging,
-    /// Cancelled when connections shall end after what they are doing.
-    pub drain: CancellationToken,
+    /// Draining, and the number of open connections.
+    pub drain: Drain,
     /// Cancelled when the process shall drain and end.
     pub quit: CancellationToken,
     /// When the proxy started.
@@ -115,13 +107,12 @@ pub enum Face {
     Readiness,
 }
 
-type Answer = Response<Full<Bytes>>;
-
 impl Admin {
     /// Why traffic should not come yet, or no more; `None` when it should.
     #[must_use]
     pub fn not_ready(&self) -> Option<&'static str> {
-        if self.drain.is_cancelled() || self.quit.is_cancelled() {
+        // A drain that keeps to inbound traffic still serves who comes: then nobody needs to be told from here.
+        if self.drain.stage() > Stage::Draining || self.quit.is_cancelled() {
             return Some("draining");
         }
         let view = (self.view)();
@@ -141,12 +132,12 @@ impl Admin {
         None
     }
 
-    fn answer(&self, face: Face, request: &Request<hyper::body::Incoming>) -> Answer {
+    async fn answer(&self, face: Face, request: &Request<hyper::body::Incoming>) -> Answer {
         let path = request.uri().path();
         let query = request.uri().query().unwrap_or_default();
         let allowed = match face {
             Face::Administration => true,
-            Face::Metrics => matches!(path, "/stats/prometheus" | "/metrics" | "/stats"),
+            Face::Metrics => matches!(path, "/stats/prometheus" | "/metrics" | "/stats" | "/" | "/help"),
             Face::Readiness => path == "/healthz/ready",
         };
         if !allowed {
@@ -164,14 +155,16 @@ impl Admin {
             };
         }
         match *request.method() {
-            Method::GET | Method::HEAD => self.page(path, query),
+            Method::GET if path == "/debug/pprof/trace" => self.record(query).await,
+            Method::GET | Method::HEAD => self.page(face, path, query),
             _ => method_not_allowed("GET, HEAD"),
         }
     }
 
     fn change(&self, path: &str, query: &str) -> Answer {
         match path {
-            "/drain" => self.drain.cancel(),
+            "/drain" if query == "inboundonly" => self.drain.start(),
+            "/drain" => self.drain.end(),
             "/quitquitquit" => self.quit.cancel(),
             _ => {
                 let level = query.split('&').find_map(|pair| pair.strip_prefix("level="));
@@ -186,28 +179,49 @@ impl Admin {
         text(StatusCode::OK, "OK\n")
     }
 
-    fn page(&self, path: &str, query: &str) -> Answer {
+    /// Records live events for a while.
+    async fn record(&self, query: &str) -> Answer {
+        let seconds = query.split('&').find_map(|pair| pair.strip_prefix("seconds="));
+        let seconds = match seconds.map_or(Ok(1), str::parse) {
+            Ok(seconds @ 1..=MOST_SECONDS) => seconds,
+            _ => {
+                return text(
+                    StatusCode::BAD_REQUEST,
+                    format!("expected /debug/pprof/trace?seconds=N with N from 1 to {MOST_SECONDS}\n"),
+                );
+            }
+        };
+        let Some(recording) = self.telemetry.record_events() else {
+            return text(StatusCode::CONFLICT, "somebody else is recording; try again later\n");
+        };
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        let mut answer = server::json(recording.finish(&self.workload.to_string()));
+        let disposition = HeaderValue::from_static("attachment; filename=trace.json");
+        answer.headers_mut().insert(header::CONTENT_DISPOSITION, disposition);
+        answer
+    }
+
+    /// Whether traffic may come.
+    pub(crate) fn readiness(&self) -> Answer {
+        match self.not_ready() {
+            None => text(StatusCode::OK, "ready\n"),
+            Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+        }
+    }
+
+    fn page(&self, face: Face, path: &str, query: &str) -> Answer {
         let as_json = query.split('&').any(|pair| pair == "format=json");
         match path {
-            "/" | "/help" => text(StatusCode::OK, pages::HELP),
+            "/" | "/help" => text(StatusCode::OK, pages::help(face)),
             "/config_dump" => json_answer(&pages::config_dump(self, &(self.view)())),
             "/certs" => json_answer(&certificates::page(&self.certificates)),
             "/clusters" if as_json => json_answer(&pages::clusters_json(&(self.view)())),
             "/clusters" => text(StatusCode::OK, pages::clusters_text(&(self.view)())),
             "/server_info" => json_answer(&pages::server_info(self)),
             "/logging" => text(StatusCode::OK, format!("{}\n", self.logging.current())),
-            "/stats/prometheus" | "/metrics" | "/stats" => {
-                let mut page = String::with_capacity(64 * 1024);
-                self.telemetry.render_prometheus(&mut page);
-                let mut answer = text(StatusCode::OK, page);
-                let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-                answer.headers_mut().insert(header::CONTENT_TYPE, kind);
-                answer
-            }
-            "/healthz/ready" | "/ready" => match self.not_ready() {
-                None => text(StatusCode::OK, "ready\n"),
-                Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
-            },
+            "/stats" => stats::page(self, query),
+            "/stats/prometheus" | "/metrics" => stats::prometheus(self),
+            "/healthz/ready" | "/ready" => self.readiness(),
             _ => text(StatusCode::NOT_FOUND, "no such page; see /help\n"),
         }
     }
@@ -215,63 +229,20 @@ impl Admin {
 
 /// Serves one face on one port until `shutdown`.
 pub async fn serve(admin: Arc<Admin>, face: Face, listener: TcpListener, shutdown: CancellationToken) {
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(place) = connections.clone().acquire_owned().await else {
-            return;
-        };
-        let accepted = tokio::select! {
-            () = shutdown.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, ?face, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+    let purpose = match face {
+        Face::Administration => "administration",
+        Face::Metrics => "metrics",
+        Face::Readiness => "readiness",
+    };
+    server::serve(listener, purpose, shutdown, move |request, _| {
         let admin = admin.clone();
-        tokio::spawn(async move {
-            let service = service_fn(move |request| {
-                let answer = admin.answer(face, &request);
-                async move { Ok::<_, Infallible>(answer) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .max_buf_size(MAX_HEADER_BYTES)
-                .serve_connection(TokioIo::new(stream), service);
-            // Whoever breaks off, or reads no answer, concerns nobody else.
-            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
-            drop(place);
-        });
-    }
-}
-
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
-    *answer.status_mut() = status;
-    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
-    answer.headers_mut().insert(header::CONTENT_TYPE, kind);
-    answer
+        async move { admin.answer(face, &request).await }
+    })
+    .await;
 }
 
 fn json_answer(value: &serde_json::Value) -> Answer {
-    let mut answer = text(StatusCode::OK, format!("{value:#}\n"));
-    answer
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    answer
-}
-
-fn method_not_allowed(allow: &'static str) -> Answer {
-    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, format!("allowed: {allow}\n"));
-    answer
-        .headers_mut()
-        .insert(header::ALLOW, HeaderValue::from_static(allow));
-    answer
+    server::json(format!("{value:#}\n"))
 }
 
 /// RFC 3986 section 2.1; what is malformed stays as it is.
@@ -289,4 +260,4 @@ fn percent_decoded(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -10,6 +10,8 @@ use clap::Args;
 use mesh_api::identity::{SpiffeId, TrustDomain};
 use mesh_api::names::WorkloadId;
 
+use crate::status::{Probers, Scrape};
+
 /// The proxy beside one workload.
 #[derive(Clone, Debug, Args)]
 pub struct Config {
@@ -109,6 +111,19 @@ pub struct Config {
     )]
     pub readiness: SocketAddr,
 
+    /// Merged metrics and the application's health checks, on all addresses; for pods.
+    #[arg(long, env = "MESH_STATUS_PORT", value_name = "PORT")]
+    pub status_port: Option<u16>,
+
+    /// The application's health checks that are served at `/app-health/…` of the status port, in JSON as Istio has it.
+    #[arg(long, env = "MESH_APP_PROBERS", value_name = "JSON", requires = "status_port")]
+    pub app_probers: Option<Probers>,
+
+    /// Where the application's own metrics are, in JSON: `{"scrape": "true", "port": "8080", "path": "/metrics"}`; the status
+    /// port merges them with the proxy's.
+    #[arg(long, env = "MESH_PROMETHEUS", value_name = "JSON", requires = "status_port")]
+    pub prometheus: Option<Scrape>,
+
     /// Data-plane workers; by default the CPU limit of the control group, else 2.
     #[arg(long, env = "MESH_CONCURRENCY", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: Option<u16>,
@@ -153,7 +168,7 @@ impl FromStr for InboundMapping {
     }
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     text.parse::<mesh_api::duration::Duration>()
         .map(Duration::from)
         .map_err(|error| error.to_string())

@@ -137,7 +137,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, mapping: InboundMapping, listener:
     let take = |(stream, peer)| {
         if listener::has_room(drain.connections()) {
             // Counted before anything runs, so that a drain does not overlook it.
-            let open = drain.connection();
+            let open = drain.arrival();
             let serving = connection(worker.clone(), application.clone(), stream, peer);
             tokio::task::spawn_local(async move {
                 serving.await;
@@ -306,7 +306,7 @@ async fn opaque(
         std::future::pending::<()>().await;
     };
     let drained = async {
-        worker.proxy.drain.started().await;
+        worker.proxy.drain.ending().await;
         tokio::time::sleep(worker.proxy.config.drain_duration.max(Duration::from_millis(1))).await;
     };
     tokio::select! {

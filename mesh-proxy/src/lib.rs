@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod body;
+pub mod cmd;
 pub mod config;
 pub mod detect;
 pub mod directory;
@@ -27,6 +28,7 @@ mod outbound;
 pub mod policy;
 mod resolve;
 mod run;
+pub mod status;
 mod stream;
 mod tcp;
 pub mod telemetry;

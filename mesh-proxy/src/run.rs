@@ -3,7 +3,7 @@
 mod administration;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_api::identity::SpiffeId;
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::discovery::{Discovery, Limits};
-use crate::drain::Drain;
+use crate::drain::{Drain, Stage};
 use crate::identity::{CertStore, ControlPlane, ControlPlaneConfig, IdentityClient, TokenSource};
 use crate::listener::bind_shared;
 use crate::logging::Logging;
@@ -26,6 +26,8 @@ use crate::worker::{self, Listeners, Proxy};
 
 /// How long queued log lines and spans may take at the end.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+/// As long as Istio's sidecars stay after the signal to end.
+const POD_HOLD: Duration = Duration::from_secs(5);
 
 /// Runs a proxy on this thread and its workers until `shutdown`, then drains it. Blocks.
 ///
@@ -136,12 +138,7 @@ async fn start(
     tracing::info!(workload = %id, workers, outbound = %proxy.config.outbound, admin = %proxy.config.admin, "started");
 
     shutdown.cancelled().await;
-    let limit = proxy.config.drain_duration;
-    let end = Instant::now() + limit;
-    proxy.drain.start();
-    proxy.drain.finished(limit / 2).await;
-    proxy.drain.close();
-    let open = proxy.drain.closed(end.saturating_duration_since(Instant::now())).await;
+    let open = proxy.drain.finish(proxy.config.drain_duration, hold(&proxy)).await;
     if open > 0 {
         tracing::warn!(open, "connections are cut because the drain duration is over");
     }
@@ -149,6 +146,17 @@ async fn start(
     let telemetry = proxy.telemetry.clone();
     let _ = tokio::task::spawn_blocking(move || telemetry.shutdown(FLUSH_LIMIT)).await;
     Ok(())
+}
+
+/// How long the process stays even without a connection. In a pod whose sidecar is told to end together with its
+/// application, that one may still have something to say, and clients still come.
+fn hold(proxy: &Proxy) -> Duration {
+    let told_before = proxy.drain.stage() > Stage::Serving;
+    if proxy.config.status_port.is_some() && !told_before {
+        POD_HOLD
+    } else {
+        Duration::ZERO
+    }
 }
 
 /// Puts the mesh's settings in force as they come.

@@ -21,6 +21,7 @@ mod prometheus;
 mod propagation;
 mod record;
 mod recorder;
+mod recording;
 mod series;
 mod span;
 mod trace;
@@ -40,6 +41,7 @@ pub use format::{FormatError, ISTIO_TEXT, LogFormat};
 pub use labels::{EdgeKey, EdgeService, Reporter, Security};
 pub use record::{CapturedHeaders, Headers, LogRecord};
 pub use recorder::ProcessMetrics;
+pub use recording::Recording;
 pub use trace::{SpanFacts, SpanKind, TraceContext, TraceId, Tracer};
 
 use access_log::{ActiveLog, LogWriter};
@@ -120,6 +122,7 @@ pub struct Telemetry {
     swept: AtomicU64,
     access_log: AccessLog,
     tracer: Tracer,
+    events: Arc<recording::Events>,
     configured: Mutex<Configured>,
 }
 
@@ -160,6 +163,7 @@ impl Telemetry {
             swept: AtomicU64::new(0),
             access_log: AccessLog::off(),
             tracer: Tracer::off(),
+            events: Arc::default(),
             configured: Mutex::default(),
         })
     }
@@ -209,7 +213,7 @@ impl Telemetry {
     /// Whether a record of this request will be printed anywhere, so that its facts are worth collecting.
     #[must_use]
     pub fn wants_record(&self, trace: &TraceContext) -> bool {
-        self.access_log.is_on() || trace.is_sampled()
+        self.access_log.is_on() || trace.is_sampled() || self.events.are_wanted()
     }
 
     /// Keeps the request headers that the log and the span print. To be called after [`TraceContext::inject`].
@@ -239,9 +243,18 @@ impl Telemetry {
         self.access_log.with_format(capture).unwrap_or_default()
     }
 
+    /// Begins to record finished requests and connections; `None` while somebody else does.
+    #[must_use]
+    pub fn record_events(&self) -> Option<Recording> {
+        self.events.begin()
+    }
+
     /// Writes the line and the span of a finished request.
     pub fn finish(&self, trace: &TraceContext, operation: &str, record: &LogRecord<'_>) {
         self.access_log.log(record);
+        if self.events.are_wanted() {
+            self.events.note(trace.kind(), record);
+        }
         self.tracer.finish(trace, &SpanFacts { operation, record });
     }
 

@@ -4,19 +4,36 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::{Admin, Found, View, certificates, json};
+use super::{Admin, Face, Found, View, certificates, json};
+use crate::drain::Stage;
 
-pub(super) const HELP: &str = "\
-GET  /config_dump       everything that the control plane said, and certificates
-GET  /clusters          endpoints and their state (?format=json)
-GET  /certs             certificates with serial and expiry
-GET  /stats/prometheus  metrics; also /metrics and /stats
-GET  /server_info       version, state, uptime
-GET  /healthz/ready     200 when traffic may come
-GET  /logging           filter of the log
-POST /logging?level=F   changes it
-POST /drain             ends connections after what they are doing
-POST /quitquitquit      drains and ends
+/// What a port serves.
+pub(super) fn help(face: Face) -> &'static str {
+    match face {
+        Face::Administration => HELP,
+        Face::Metrics | Face::Readiness => HELP_OF_METRICS,
+    }
+}
+
+const HELP: &str = "\
+GET  /config_dump             everything that the control plane said, and certificates
+GET  /clusters                endpoints and their state (?format=json)
+GET  /certs                   certificates with serial and expiry
+GET  /stats                   what was counted, as `name: value` (?filter=REGEX, ?usedonly, ?format=json|prometheus)
+GET  /stats/prometheus        the same in Prometheus' format; also /metrics
+GET  /debug/pprof/trace       records requests and connections for ?seconds=N, for chrome://tracing or Perfetto
+GET  /server_info             version, state, uptime
+GET  /healthz/ready           200 when traffic may come
+GET  /logging                 filter of the log
+POST /logging?level=F         changes it
+POST /drain                   ends connections after what they are doing
+POST /drain?inboundonly       the same for inbound connections; those of the application go on
+POST /quitquitquit            drains and ends
+";
+
+const HELP_OF_METRICS: &str = "\
+GET  /stats                   what was counted, as `name: value` (?filter=REGEX, ?usedonly, ?format=json|prometheus)
+GET  /stats/prometheus        the same in Prometheus' format; also /metrics
 ";
 
 pub(super) fn config_dump(admin: &Admin, view: &View) -> Value {
@@ -95,6 +112,15 @@ pub(super) fn server_info(admin: &Admin) -> Value {
         "workload": admin.workload.to_string(),
         "uptimeSeconds": admin.started.elapsed().as_secs(),
         "pid": std::process::id(),
+        "drain": {
+            "stage": match admin.drain.stage() {
+                Stage::Serving => "SERVING",
+                Stage::Draining => "DRAINING",
+                Stage::Ending | Stage::Closing => "ENDING",
+            },
+            "connections": admin.drain.connections(),
+            "inboundAccepted": admin.drain.arrivals(),
+        },
         "boot": admin.boot,
     })
 }

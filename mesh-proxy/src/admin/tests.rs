@@ -22,7 +22,7 @@ impl Drop for Running {
 }
 
 /// The process has one log.
-fn logging() -> Logging {
+pub(crate) fn logging() -> Logging {
     static LOGGING: OnceLock<Logging> = OnceLock::new();
     LOGGING.get_or_init(|| Logging::install("info").unwrap()).clone()
 }
@@ -55,7 +55,7 @@ fn start() -> Running {
         }),
         certificates: CertStore::new(TrustDomains::new(TrustDomain::cluster_local(), Vec::new())),
         logging: logging(),
-        drain: CancellationToken::new(),
+        drain: Drain::default(),
         quit: CancellationToken::new(),
         started: Instant::now(),
     });
@@ -114,6 +114,8 @@ fn each_port_serves_its_face_only() {
         (metrics, "/stats/prometheus", 200),
         (metrics, "/metrics", 200),
         (metrics, "/stats", 200),
+        (metrics, "/help", 200),
+        (metrics, "/debug/pprof/trace", 404),
         (metrics, "/config_dump", 404),
         (metrics, "/healthz/ready", 404),
         (readiness, "/healthz/ready", 503),
@@ -141,14 +143,73 @@ fn changes_need_a_post_to_the_administration_port() {
     assert_eq!(ask(metrics, "POST", "/drain", "").0, 404);
     assert_eq!(ask(readiness, "POST", "/quitquitquit", "").0, 404);
     assert_eq!(ask(admin, "POST", "/drain", "Origin: http://evil.example\r\n").0, 403);
-    assert!(!running.admin.drain.is_cancelled());
+    assert_eq!(running.admin.drain.stage(), Stage::Serving);
+
+    // Who drains inbound traffic only still takes it.
+    assert_eq!(ask(admin, "POST", "/drain?inboundonly", "").0, 200);
+    assert_eq!(running.admin.drain.stage(), Stage::Draining);
+    assert!(!ask(readiness, "GET", "/healthz/ready", "").1.contains("draining"));
 
     assert_eq!(ask(admin, "POST", "/drain", "").0, 200);
-    assert!(running.admin.drain.is_cancelled());
+    assert_eq!(running.admin.drain.stage(), Stage::Ending);
     let (status, body) = ask(readiness, "GET", "/healthz/ready", "");
     assert_eq!((status, body.as_str()), (503, "not ready: draining\n"));
     assert_eq!(ask(admin, "POST", "/quitquitquit", "").0, 200);
     assert!(running.admin.quit.is_cancelled());
+}
+
+#[test]
+fn stats_are_lines_of_name_and_value() {
+    let running = start();
+    let [admin, metrics, _] = running.ports;
+    let (status, page) = ask(metrics, "GET", "/stats", "");
+    assert_eq!(status, 200);
+    for line in page.lines() {
+        let (name, value) = line.rsplit_once(": ").unwrap();
+        assert!(!name.is_empty() && value.parse::<f64>().is_ok(), "{line}");
+    }
+    assert!(page.contains("server.live: 0\n"), "{page}");
+    assert!(page.contains("istio_build{component=\"proxy\""), "{page}");
+    let (_, page) = ask(admin, "GET", "/stats?filter=%5Eserver%5C.(live|uptime)$&usedonly", "");
+    assert!(page.is_empty() || page.starts_with("server.uptime: "), "{page}");
+    assert_eq!(ask(admin, "GET", "/stats?filter=(", "").0, 400);
+    let (_, page) = ask(admin, "GET", "/stats?format=json&filter=server.live", "");
+    let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+    assert_eq!(page["stats"][0]["value"], 0);
+    assert!(
+        ask(admin, "GET", "/stats?format=prometheus", "")
+            .1
+            .contains("# TYPE istio_build gauge")
+    );
+}
+
+#[test]
+fn live_events_are_recorded_for_as_long_as_asked() {
+    let running = start();
+    let admin = running.ports[0];
+    for target in [
+        "/debug/pprof/trace?seconds=0",
+        "/debug/pprof/trace?seconds=61",
+        "/debug/pprof/trace?seconds=x",
+    ] {
+        assert_eq!(ask(admin, "GET", target, "").0, 400, "{target}");
+    }
+    let recording = std::thread::spawn(move || ask(admin, "GET", "/debug/pprof/trace?seconds=1", ""));
+    let context = crate::telemetry::TraceContext::none(crate::telemetry::SpanKind::Server);
+    while !running.admin.telemetry.wants_record(&context) {
+        std::thread::yield_now();
+    }
+    assert_eq!(ask(admin, "GET", "/debug/pprof/trace?seconds=1", "").0, 409);
+    running
+        .admin
+        .telemetry
+        .finish(&context, "", &crate::telemetry::LogRecord::default());
+    let (status, page) = recording.join().unwrap();
+    assert_eq!(status, 200);
+    let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+    assert_eq!(page["otherData"]["events"], 1);
+    assert_eq!(page["otherData"]["process"], "reviews-v1.default");
+    assert!(!running.admin.telemetry.wants_record(&context));
 }
 
 #[test]

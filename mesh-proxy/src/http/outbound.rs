@@ -72,7 +72,7 @@ pub(crate) async fn serve(
     downstream: Rc<Downstream>,
     target: Option<Target>,
 ) {
-    let drain = worker.proxy.drain.clone();
+    let drain = worker.proxy.drain.outbound();
     let origin = Rc::new(Origin {
         worker,
         downstream,

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin, ClusterView, EndpointView, Face, Found, View};
 use crate::logging::Logging;
+use crate::status::{self, Scrape, Status};
 use crate::upstream::Cluster;
 use crate::worker::Proxy;
 
@@ -21,7 +22,6 @@ pub(super) async fn serve(
     shutdown: &CancellationToken,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let drain = CancellationToken::new();
     let viewed = Arc::downgrade(proxy);
     let admin = Arc::new(Admin {
         workload: proxy.config.workload_id(),
@@ -30,7 +30,7 @@ pub(super) async fn serve(
         telemetry: proxy.telemetry.clone(),
         certificates: proxy.certificates.clone(),
         logging,
-        drain: drain.clone(),
+        drain: proxy.drain.clone(),
         quit: shutdown.clone(),
         started: Instant::now(),
     });
@@ -43,11 +43,22 @@ pub(super) async fn serve(
         let listener = bind(face, address).await?;
         tokio::spawn(admin::serve(admin.clone(), face, listener, stop.clone()));
     }
-    let draining = proxy.drain.clone();
-    tokio::spawn(async move {
-        drain.cancelled().await;
-        draining.start();
-    });
+    if let Some(port) = proxy.config.status_port {
+        let listener =
+            status::bind(port).with_context(|| format!("cannot listen on port {port} for the status port"))?;
+        let scrape = proxy.config.prometheus.clone().unwrap_or(Scrape::Off);
+        if let Scrape::Unusable(reason) = &scrape {
+            tracing::warn!(%reason, "the application's metrics are not merged");
+        }
+        let status = Arc::new(Status {
+            admin,
+            own: proxy.config.address,
+            port,
+            probers: proxy.config.app_probers.clone().unwrap_or_default(),
+            scrape,
+        });
+        tokio::spawn(status::serve(status, listener, stop.clone()));
+    }
     Ok(())
 }
 

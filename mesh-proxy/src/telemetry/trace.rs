@@ -123,6 +123,12 @@ impl Hop {
 }
 
 impl TraceContext {
+    /// Which side of the request this proxy is on.
+    #[must_use]
+    pub const fn kind(&self) -> SpanKind {
+        self.kind
+    }
+
     /// A request outside any trace.
     #[must_use]
     pub const fn none(kind: SpanKind) -> Self {
