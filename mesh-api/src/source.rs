@@ -53,6 +53,15 @@ impl Loaded {
         self.object.reference()
     }
 
+    /// The object without the places of its fields, which take more memory than the object.
+    #[must_use]
+    pub fn without_positions(self) -> Self {
+        Self {
+            positions: Arc::new(Positions::none()),
+            ..self
+        }
+    }
+
     /// Gives a finding about the object its place in the file.
     pub fn locate(&self, finding: Finding) -> Diagnostic {
         let position = self.positions.of(&finding.field);

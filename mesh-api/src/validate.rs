@@ -19,7 +19,7 @@ mod virtual_service;
 use crate::crd::{Kind, Object};
 use crate::source::{Diagnostic, FieldPath, Finding, Loaded, Severity};
 
-pub use set::analyze_set;
+pub use set::{analyze_among, analyze_set};
 
 /// Judges one object by itself.
 pub fn check(object: &Object) -> Vec<Finding> {

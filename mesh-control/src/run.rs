@@ -23,6 +23,7 @@ use crate::kube::root_cert::RootCert;
 use crate::kube::secrets::CaSecrets;
 use crate::kube::token_review::TokenReviewer;
 use crate::source::dir::{DirSource, Options};
+use crate::source::kube::KubeSource;
 use crate::source::{Event, Source};
 use crate::status::{self, Pages, Stage};
 use crate::telemetry;
@@ -93,15 +94,24 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         trust_domain: trust_domain.clone(),
         root_namespace: config.root_namespace.as_str().into(),
         cluster_domain: config.cluster_domain.as_str().into(),
+        cluster_ranges: config
+            .pod_ranges
+            .iter()
+            .chain(&config.service_ranges)
+            .copied()
+            .collect(),
         ..world::Options::default()
     })));
     let sink = resolver.clone();
     let sink = move |events: Vec<Event>| sink.apply(&events);
-    let source = match origin {
-        config::Source::Directories(directories) => Source::Directories(
+    let source = match (origin, &client) {
+        (config::Source::Directories(directories), _) => Source::Directories(
             DirSource::start(Options::new(directories.to_vec()), sink).context("watching policy files")?,
         ),
-        config::Source::Kubernetes => anyhow::bail!("--kubernetes: this build cannot read a cluster"),
+        (config::Source::Kubernetes, Some(client)) => {
+            Source::Kubernetes(KubeSource::start(client, &config.cluster_domain, sink))
+        }
+        (config::Source::Kubernetes, None) => anyhow::bail!("--kubernetes: there is no client of the API server"),
     };
     let discovery = Discovery::new(
         resolver,

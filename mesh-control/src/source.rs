@@ -1,7 +1,9 @@
 //! Where policy objects come from. A source emits events; the world takes them in. What is wrong with an object never
 //! stops the others: it is said in a diagnostic, and what was last good stays in force.
 
+pub mod cluster;
 pub mod dir;
+pub mod kube;
 
 use std::sync::Arc;
 
@@ -9,7 +11,9 @@ use mesh_api::crd::{Object, ObjectRef};
 use mesh_api::source::Diagnostic;
 use tokio::sync::watch;
 
+use self::cluster::{ClusterObject, ClusterRef};
 use self::dir::DirSource;
+use self::kube::KubeSource;
 
 /// What a source says.
 #[derive(Clone, Debug)]
@@ -18,6 +22,10 @@ pub enum Event {
     Applied(Arc<Object>),
     /// An object is gone.
     Deleted(ObjectRef),
+    /// An object of Kubernetes itself is there, or has changed.
+    Observed(ClusterObject),
+    /// An object of Kubernetes itself is gone.
+    Vanished(ClusterRef),
     /// Everything that was there at the start has been said.
     Synced,
 }
@@ -27,6 +35,8 @@ pub enum Event {
 pub enum Source {
     /// Directories of YAML files.
     Directories(DirSource),
+    /// The API server of a Kubernetes cluster.
+    Kubernetes(KubeSource),
 }
 
 impl Source {
@@ -35,6 +45,7 @@ impl Source {
     pub fn diagnostics(&self) -> watch::Receiver<Arc<[Diagnostic]>> {
         match self {
             Self::Directories(source) => source.diagnostics(),
+            Self::Kubernetes(source) => source.diagnostics(),
         }
     }
 
@@ -42,6 +53,7 @@ impl Source {
     pub async fn synced(&self) {
         match self {
             Self::Directories(source) => source.synced().await,
+            Self::Kubernetes(source) => source.synced().await,
         }
     }
 }

@@ -8,31 +8,37 @@ mod age;
 mod export;
 pub mod hosts;
 pub mod key;
+pub mod parts;
+mod ranges;
 mod registry;
 mod routing;
 mod security;
 mod service;
+mod slices;
 mod traffic;
 mod workload;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use mesh_api::crd::mesh_config::MeshConfigSpec;
 use mesh_api::crd::{Kind, Object, ObjectRef};
 use mesh_api::identity::TrustDomain;
 
 pub use crate::discovery::resources::Key;
-use crate::source::Event;
+pub use crate::source::Event;
+use crate::source::cluster::{ClusterKind, ClusterObject, ClusterRef};
 
 pub use age::Age;
 pub use export::{Export, Visibility};
-pub use registry::Registry;
+pub use ranges::Origin as RangeOrigin;
+pub use registry::{Member, Registry};
 pub use routing::{Routing, VirtualService};
 pub use security::{AuthorizationPolicy, PeerAuthentication, Security, Selected};
-pub use service::{Members, Service, ServicePort, parse_range};
+pub use service::{KUBERNETES, Members, Service, ServicePort, Target, parse_range};
 pub use traffic::{DestinationRule, Traffic};
-pub use workload::{Address, Workload};
+pub use workload::{Address, Origin, Workload};
 
 /// What a world is told at its start and no object says.
 #[derive(Clone, Debug)]
@@ -45,6 +51,8 @@ pub struct Options {
     pub cluster_domain: Arc<str>,
     /// Cluster id in metrics.
     pub cluster_id: Arc<str>,
+    /// Addresses of the cluster's pods and services, as far as they are known beforehand.
+    pub cluster_ranges: Vec<IpNet>,
 }
 
 impl Default for Options {
@@ -54,6 +62,7 @@ impl Default for Options {
             root_namespace: "mesh-system".into(),
             cluster_domain: "cluster.local".into(),
             cluster_id: "Kubernetes".into(),
+            cluster_ranges: Vec::new(),
         }
     }
 }
@@ -79,8 +88,11 @@ impl World {
     /// An empty world.
     #[must_use]
     pub fn new(options: Options) -> Self {
+        let mut registry = Registry::default();
+        let ranges = options.cluster_ranges.clone();
+        registry.put_ranges(RangeOrigin::Settings, ranges, &mut HashSet::new());
         Self {
-            registry: Registry::default(),
+            registry,
             routing: Routing::default(),
             traffic: Traffic::default(),
             security: Security::default(),
@@ -97,6 +109,8 @@ impl World {
         match event {
             Event::Applied(object) => self.put(object, &mut touched),
             Event::Deleted(reference) => self.remove(reference, &mut touched),
+            Event::Observed(object) => self.observe(object, &mut touched),
+            Event::Vanished(reference) => self.vanish(reference, &mut touched),
             Event::Synced => {}
         }
         touched
@@ -140,11 +154,41 @@ impl World {
         }
     }
 
+    fn observe(&mut self, object: &ClusterObject, touched: &mut HashSet<Key>) {
+        match object {
+            ClusterObject::Node(node) => self.registry.put_node(node, touched),
+            ClusterObject::Pod(pod) => match Workload::of_pod(pod) {
+                Some(workload) => self.registry.put_workload(workload, touched),
+                None => self.vanish(&object.reference(), touched),
+            },
+            ClusterObject::Service(service) => {
+                self.registry.prefer(service, touched);
+                let service = Service::of_cluster(service, &self.options.cluster_domain);
+                self.registry.put_service(service, touched);
+            }
+            ClusterObject::EndpointSlice(slice) => self.registry.put_slice(slice, touched),
+            ClusterObject::ServiceCidr(object) => self.registry.put_service_cidr(object, touched),
+        }
+    }
+
+    fn vanish(&mut self, reference: &ClusterRef, touched: &mut HashSet<Key>) {
+        let (namespace, name) = (reference.namespace.as_str(), reference.name.as_str());
+        match reference.kind {
+            ClusterKind::Node => self.registry.remove_node(name, touched),
+            ClusterKind::Pod => self.registry.remove_workload(Origin::Pod, namespace, name, touched),
+            ClusterKind::Service => self.registry.remove_service(KUBERNETES, namespace, name, touched),
+            ClusterKind::EndpointSlice => self.registry.remove_slice(namespace, name, touched),
+            ClusterKind::ServiceCidr => self.registry.remove_service_cidr(name, touched),
+        }
+    }
+
     fn remove(&mut self, reference: &ObjectRef, touched: &mut HashSet<Key>) {
         let (namespace, name) = (reference.namespace.as_str(), reference.name.as_str());
         match reference.kind {
-            Kind::ServiceEntry => self.registry.remove_service(namespace, name, touched),
-            Kind::WorkloadEntry => self.registry.remove_workload(namespace, name, touched),
+            Kind::ServiceEntry => self
+                .registry
+                .remove_service(Kind::ServiceEntry.as_str(), namespace, name, touched),
+            Kind::WorkloadEntry => self.registry.remove_workload(Origin::Entry, namespace, name, touched),
             Kind::VirtualService => self.routing.remove(namespace, name, touched),
             Kind::DestinationRule => self.traffic.remove(namespace, name, touched),
             Kind::AuthorizationPolicy => self.security.remove_authorization(namespace, name, touched),

@@ -83,9 +83,9 @@ pub struct Diagnostic {
     pub severity: Severity,
     /// The file.
     pub file: Arc<str>,
-    /// The line, from 1.
+    /// The line, from 1; 0 where there are no lines, as in a cluster.
     pub line: u32,
-    /// The column in characters, from 1.
+    /// The column in characters, from 1; 0 as the line.
     pub column: u32,
     /// The field, for instance `spec.http[0].route[0].destination.host`; empty for the document as a whole.
     pub field: FieldPath,
@@ -100,7 +100,10 @@ pub struct Diagnostic {
 impl fmt::Display for Diagnostic {
     /// `policies/reviews.yaml:12:7: error: spec.http[0].timeout: duration "5" lacks a unit… (VirtualService default/reviews)`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: {}: ", self.file, self.line, self.column, self.severity)?;
+        match self.line {
+            0 => write!(f, "{}: {}: ", self.file, self.severity)?,
+            line => write!(f, "{}:{line}:{}: {}: ", self.file, self.column, self.severity)?,
+        }
         if !self.field.is_root() {
             write!(f, "{}: ", self.field)?;
         }

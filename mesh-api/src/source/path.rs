@@ -97,6 +97,14 @@ pub struct Positions {
 }
 
 impl Positions {
+    /// Of an object whose fields stand nowhere.
+    pub(super) fn none() -> Self {
+        Self {
+            start: Position::START,
+            fields: BTreeMap::new(),
+        }
+    }
+
     pub(super) fn of_tree(node: &Node) -> Self {
         let mut positions = Self {
             start: node.position,

@@ -9,17 +9,27 @@ use crate::source::{Diagnostic, FieldPath, Finding, Loaded};
 
 use super::text::covers;
 
-/// The domain that short names of services are completed with.
-const SERVICE_DOMAIN: &str = "svc.cluster.local";
+/// The suffix of Kubernetes' services where none is given.
+const CLUSTER_DOMAIN: &str = "cluster.local";
 
 /// Judges a set of objects for what one object alone does not show. What [`super::check`] finds is not repeated.
 ///
 /// Hosts and subsets that no object defines are only reported when services are among the objects: without them,
 /// others must be known elsewhere.
 pub fn analyze_set(objects: &[Loaded]) -> Vec<Diagnostic> {
-    let set = Set::new(objects);
+    analyze_among(objects, &BTreeSet::new(), CLUSTER_DOMAIN)
+}
+
+/// As [`analyze_set`], among services that are known elsewhere: `services` are their complete hosts, `domain` is the
+/// suffix that those of Kubernetes have.
+pub fn analyze_among<'a>(
+    objects: impl IntoIterator<Item = &'a Loaded>,
+    services: &BTreeSet<String>,
+    domain: &str,
+) -> Vec<Diagnostic> {
+    let set = Set::new(objects.into_iter().collect(), services, domain);
     let mut diagnostics = set.duplicates();
-    for loaded in objects {
+    for loaded in &set.objects {
         let findings = match &loaded.object {
             Object::VirtualService(object) => set.virtual_service(loaded, &object.spec),
             Object::DestinationRule(object) => set.destination_rule(loaded, &object.spec),
@@ -32,17 +42,20 @@ pub fn analyze_set(objects: &[Loaded]) -> Vec<Diagnostic> {
 }
 
 /// A host as an object in a namespace means it: short names are those of services of the namespace.
-fn resolve(host: &str, namespace: &str) -> String {
+fn resolve(host: &str, namespace: &str, domain: &str) -> String {
     let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
     if host.contains(['.', '*']) {
         host
     } else {
-        format!("{host}.{namespace}.{SERVICE_DOMAIN}")
+        format!("{host}.{namespace}.svc.{domain}")
     }
 }
 
 struct Set<'a> {
-    objects: &'a [Loaded],
+    objects: Vec<&'a Loaded>,
+    domain: &'a str,
+    /// Hosts of services that are known elsewhere.
+    elsewhere: &'a BTreeSet<String>,
     /// Hosts of services, complete.
     services: BTreeSet<String>,
     /// Those of them that are wildcards.
@@ -58,9 +71,12 @@ struct Set<'a> {
 }
 
 impl<'a> Set<'a> {
-    fn new(objects: &'a [Loaded]) -> Self {
+    fn new(objects: Vec<&'a Loaded>, elsewhere: &'a BTreeSet<String>, domain: &'a str) -> Self {
+        let resolve = |host: &str, namespace: &str| resolve(host, namespace, domain);
         let mut set = Self {
-            objects,
+            objects: Vec::new(),
+            domain,
+            elsewhere,
             services: BTreeSet::new(),
             wildcards: Vec::new(),
             virtual_services: BTreeMap::new(),
@@ -68,7 +84,7 @@ impl<'a> Set<'a> {
             subsets: BTreeMap::new(),
             delegates: BTreeSet::new(),
         };
-        for loaded in objects {
+        for loaded in objects.iter().copied() {
             let namespace = loaded.object.namespace();
             match &loaded.object {
                 Object::ServiceEntry(object) => {
@@ -103,19 +119,34 @@ impl<'a> Set<'a> {
             .filter(|host| host.starts_with('*'))
             .cloned()
             .collect();
+        set.objects = objects;
         set
+    }
+
+    fn resolve(&self, host: &str, namespace: &str) -> String {
+        resolve(host, namespace, self.domain)
+    }
+
+    fn knows_services(&self) -> bool {
+        !self.services.is_empty() || !self.elsewhere.is_empty()
     }
 
     fn has_service(&self, host: &str) -> bool {
         self.services.contains(host)
+            || self.elsewhere.contains(host)
             || self.wildcards.iter().any(|wildcard| covers(wildcard, host))
-            || host.starts_with('*') && self.services.iter().any(|service| covers(host, service))
+            || host.starts_with('*')
+                && self
+                    .services
+                    .iter()
+                    .chain(self.elsewhere)
+                    .any(|service| covers(host, service))
     }
 
     /// Objects of the same kind, namespace and name, each at its own place.
     fn duplicates(&self) -> Vec<Diagnostic> {
         let mut seen: BTreeMap<ObjectRef, Vec<&Loaded>> = BTreeMap::new();
-        for loaded in self.objects {
+        for loaded in &self.objects {
             seen.entry(loaded.reference()).or_default().push(loaded);
         }
         let mut diagnostics = Vec::new();
@@ -150,7 +181,7 @@ impl<'a> Set<'a> {
             findings.push(Finding::warning(FieldPath::new("spec.hosts"), "no-hosts", message));
         }
         for (index, host) in spec.hosts.iter().enumerate() {
-            if let Some(other) = self.earlier_owner(loaded, &resolve(host, namespace)) {
+            if let Some(other) = self.earlier_owner(loaded, &self.resolve(host, namespace)) {
                 let message = format!(
                     "{} has the host {host:?} as well and takes precedence",
                     other.reference()
@@ -159,11 +190,11 @@ impl<'a> Set<'a> {
                 findings.push(Finding::warning(field, "conflict", message));
             }
         }
-        if self.services.is_empty() {
+        if !self.knows_services() {
             return findings;
         }
         for (destination, at) in destinations(spec) {
-            let host = resolve(&destination.host, namespace);
+            let host = self.resolve(&destination.host, namespace);
             if !self.has_service(&host) {
                 let message = format!("there is no service {host:?}");
                 findings.push(Finding::warning(at.field("host"), "unknown-host", message));
@@ -195,7 +226,7 @@ impl<'a> Set<'a> {
 
     /// There is one set of settings for the mesh.
     fn mesh_config(&self, loaded: &Loaded) -> Vec<Finding> {
-        let owner = self.objects.iter().find(|other| precedes(other, loaded));
+        let owner = self.objects.iter().copied().find(|other| precedes(other, loaded));
         let finding = |owner: &Loaded| {
             let message = format!("{} takes precedence; this object has no effect", owner.reference());
             Finding::warning(FieldPath::root(), "conflict", message)
@@ -205,9 +236,9 @@ impl<'a> Set<'a> {
 
     fn destination_rule(&self, loaded: &Loaded, spec: &DestinationRuleSpec) -> Vec<Finding> {
         let namespace = loaded.object.namespace();
-        let host = resolve(&spec.host, namespace);
+        let host = self.resolve(&spec.host, namespace);
         let mut findings = Vec::new();
-        if !self.services.is_empty() && !self.has_service(&host) {
+        if self.knows_services() && !self.has_service(&host) {
             let message = format!("there is no service {host:?}");
             findings.push(Finding::warning(FieldPath::new("spec.host"), "unknown-host", message));
         }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -14,10 +13,7 @@ use mesh_api::names::WorkloadId;
 use super::Reader;
 use super::inbound::mtls_mode;
 use super::lookup::{Found, Hosts, services};
-use crate::world::{Address, Service, Workload, World, key};
-
-/// Endpoints that a slice holds on average when a service is at the brink of another doubling of its slices.
-const SLICE_SIZE: usize = 48;
+use crate::world::{Address, Member, Service, Workload, World, key, parts};
 
 /// The name of a slice: `<host>:<port>/<namespace>/<part>-<parts>`, and `<host>:<port>/<namespace>/=<workload>` for one
 /// workload that is asked for by its own address.
@@ -91,8 +87,11 @@ pub fn slice_names(reader: &Reader<'_>, found: &Found) -> Vec<Arc<str>> {
     all.retain(|service| {
         service.age.namespace == found.service.age.namespace && service.port(found.port.number).is_some()
     });
-    let count: usize = all.iter().map(|service| members(reader, service).len()).sum();
-    let parts = count.div_ceil(SLICE_SIZE).max(1).next_power_of_two();
+    for host in all.iter().flat_map(|service| &service.hosts) {
+        reader.note(key::size(host));
+    }
+    let count = all.iter().map(|service| reader.world.registry.size(service)).sum();
+    let parts = parts::number(count);
     (0..parts)
         .map(|part| {
             let name = SliceName {
@@ -106,11 +105,29 @@ pub fn slice_names(reader: &Reader<'_>, found: &Found) -> Vec<Arc<str>> {
         .collect()
 }
 
-fn members(reader: &Reader<'_>, service: &Service) -> Vec<Arc<Workload>> {
-    for host in &service.hosts {
-        reader.note(key::members(host));
+/// Those who serve a service and are in a slice, and whether anybody else serves it.
+fn members(reader: &Reader<'_>, service: &Service, part: &Part) -> Vec<Member> {
+    let registry = &reader.world.registry;
+    match part {
+        Part::Hash { part, parts } => {
+            for host in &service.hosts {
+                reader.note(key::part(host, *part, *parts));
+            }
+            let mut members = registry.members(service);
+            members.retain(|member| parts::of(member.name(), *parts) == *part);
+            members
+        }
+        Part::Workload(name) => {
+            for host in &service.hosts {
+                reader.note(key::part(host, parts::of(name, parts::MAX), parts::MAX));
+            }
+            reader.note(key::workload(&WorkloadId {
+                name: name.clone(),
+                namespace: service.age.namespace.clone(),
+            }));
+            registry.member(service, name).into_iter().collect()
+        }
     }
-    reader.world.registry.members(service)
 }
 
 /// Compiles a slice; `None` when there is no such service port.
@@ -123,13 +140,13 @@ pub fn slice(reader: &Reader<'_>, name: &SliceName) -> Option<EndpointSlice> {
     }
     let mut endpoints: BTreeMap<Arc<str>, Endpoint> = BTreeMap::new();
     for service in &all {
-        let mut members = members(reader, service);
-        if members.is_empty() && resolved_by_name(service) {
-            members.push(Arc::new(Workload::by_name(&service.age, &name.host)));
+        let mut members = members(reader, service, &name.part);
+        if resolved_by_name(service) && reader.world.registry.size(service) == 0 && name.part.holds(&name.host) {
+            members.push(Arc::new(Workload::outside(&service.age, &name.host)).into());
         }
-        for member in members.iter().filter(|member| name.part.holds(&member.id.name)) {
+        for member in &members {
             if let Some(endpoint) = endpoint(reader, service, name.port, member) {
-                endpoints.entry(member.id.name.clone()).or_insert(endpoint);
+                endpoints.entry(member.name().clone()).or_insert(endpoint);
             }
         }
     }
@@ -141,10 +158,7 @@ pub fn slice(reader: &Reader<'_>, name: &SliceName) -> Option<EndpointSlice> {
 impl Part {
     fn holds(&self, endpoint: &str) -> bool {
         match self {
-            Self::Hash { part, parts } => {
-                let hash = foldhash::quality::FixedState::with_seed(0x736c_6963).hash_one(endpoint);
-                usize::try_from(hash % (*parts).max(1) as u64).is_ok_and(|at| at == *part)
-            }
+            Self::Hash { part, parts } => parts::of(endpoint, *parts) == *part,
             Self::Workload(name) => **name == *endpoint,
         }
     }
@@ -157,9 +171,10 @@ fn resolved_by_name(service: &Service) -> bool {
     )
 }
 
-fn endpoint(reader: &Reader<'_>, service: &Service, port: u16, workload: &Arc<Workload>) -> Option<Endpoint> {
-    let port = service.port(port)?.at(workload);
-    let address = match workload.address.as_ref()? {
+fn endpoint(reader: &Reader<'_>, service: &Service, port: u16, member: &Member) -> Option<Endpoint> {
+    let port = member.port(service.port(port)?)?;
+    let workload = &member.workload;
+    let address = match member.address()? {
         Address::Ip(address) => EndpointAddress::Ip(*address),
         Address::Name(name) if service.resolution == Resolution::DnsRoundRobin => {
             EndpointAddress::NameRoundRobin(name.clone())
@@ -183,13 +198,16 @@ fn endpoint(reader: &Reader<'_>, service: &Service, port: u16, workload: &Arc<Wo
 #[must_use]
 pub fn workload_facts(reader: &Reader<'_>, workload: &Workload) -> model::Workload {
     reader.note(key::mesh());
+    if let Some(node) = &workload.node {
+        reader.note(key::node(node));
+    }
     model::Workload {
         name: workload.owner.clone(),
         namespace: workload.id.namespace.clone(),
         identity: identity(reader.world, workload),
         labels: workload.labels.clone(),
         cluster: reader.world.options().cluster_id.clone(),
-        locality: workload.locality.clone(),
+        locality: reader.world.registry.locality(workload).clone(),
     }
 }
 
@@ -207,37 +225,17 @@ pub fn workload_at(reader: &Reader<'_>, address: IpAddr) -> Option<model::Worklo
     let mut all = reader
         .world
         .registry
-        .workloads_at(address)
-        .map(|(workload, _)| workload);
+        .members_at(address)
+        .map(|(member, _)| member.workload);
     let first = all.next()?;
     reader.note(key::workload(&first.id));
-    if all.any(|other| workload_differs(first, other)) {
+    if all.any(|other| workload_differs(&first, &other)) {
         return None;
     }
-    Some(workload_facts(reader, first))
+    Some(workload_facts(reader, &first))
 }
 
 fn workload_differs(first: &Workload, other: &Workload) -> bool {
     (&first.owner, &first.id.namespace, &first.service_account)
         != (&other.owner, &other.id.namespace, &other.service_account)
-}
-
-impl Workload {
-    /// The endpoint of a service that lists none and is found by its name.
-    fn by_name(entry: &crate::world::Age, host: &str) -> Self {
-        Self {
-            id: WorkloadId {
-                name: host.into(),
-                namespace: entry.namespace.clone(),
-            },
-            owner: entry.name.clone(),
-            address: Some(Address::Name(host.into())),
-            ports: BTreeMap::new(),
-            labels: BTreeMap::new(),
-            locality: model::Locality::default(),
-            weight: 1,
-            service_account: None,
-            meshed: false,
-        }
-    }
 }

@@ -27,7 +27,9 @@ pub fn inbound(reader: &Reader<'_>, id: &WorkloadId) -> Option<Inbound> {
     let mut undeclared: Vec<u16> = ports.keys().copied().collect();
     for service in reader.world.registry.serving(workload) {
         for service_port in &service.ports {
-            let number = service_port.at(workload);
+            let Some(number) = service_port.at(workload) else {
+                continue;
+            };
             let port = ports
                 .entry(number)
                 .or_insert_with(|| declared(number, service_port.protocol, &authentication));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mesh_api::model::ServiceRef;
 
 use super::{Reader, routing};
-use crate::world::{Service, ServicePort, Workload, hosts, key};
+use crate::world::{Member, Service, ServicePort, Workload, hosts, key};
 
 /// What a name leads to.
 #[derive(Clone, Debug)]
@@ -213,22 +213,26 @@ fn at_address(reader: &Reader<'_>, address: IpAddr, port: u16) -> Option<Target>
     reader
         .world
         .registry
-        .workloads_at(address)
-        .find_map(|(workload, services)| {
-            reader.note(key::workload(&workload.id));
+        .members_at(address)
+        .find_map(|(member, services)| {
+            reader.note(key::workload(&member.workload.id));
+            let service = serving(reader, &member, &services, port)?;
             Some(Target::Workload {
-                workload: workload.clone(),
+                workload: member.workload,
                 address,
                 port,
-                service: serving(reader, workload, &services, port)?,
+                service,
             })
         })
 }
 
 /// The oldest of the services that a workload serves at one of its own ports.
-fn serving(reader: &Reader<'_>, workload: &Workload, services: &[Arc<Service>], port: u16) -> Option<Found> {
+fn serving(reader: &Reader<'_>, member: &Member, services: &[Arc<Service>], port: u16) -> Option<Found> {
     services.iter().find_map(|service| {
-        let found = service.ports.iter().find(|candidate| candidate.at(workload) == port)?;
+        let found = service
+            .ports
+            .iter()
+            .find(|candidate| member.port(candidate) == Some(port))?;
         let host = service.hosts.iter().find(|host| !host.contains('*'))?;
         reader.note(key::service(host));
         Some(Found {

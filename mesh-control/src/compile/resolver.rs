@@ -172,7 +172,7 @@ impl Resolver {
 
 /// Distinguishes targets of one canonical name: several objects may have a host or an address.
 fn question_name(canonical: &Arc<str>, target: &Target) -> Arc<str> {
-    let object = |age: &Age| format!("{canonical}/{}/{}", age.namespace, age.name);
+    let object = |age: &Age| format!("{canonical}/{}/{}/{}", age.kind, age.namespace, age.name);
     match target {
         Target::Service(found) => object(&found.service.age).into(),
         Target::Workload { workload, service, .. } => {
@@ -260,7 +260,7 @@ impl Resources for Resolver {
         let world = self.world();
         let Some(known) = world.registry.workload(workload) else {
             return Err(format!(
-                "no WorkloadEntry {}/{} is known: apply one before its sidecar starts",
+                "no Pod or WorkloadEntry {}/{} is known; one must be there before its sidecar starts",
                 workload.namespace, workload.name
             ));
         };

@@ -8,7 +8,7 @@ use mesh_api::crd::mesh_config::{AccessLogEncoding, MeshConfigSpec, OutboundMode
 use mesh_api::model::{AccessLog, AccessLogFormat, MeshSettings, OutboundPolicy, Owned, Percentage, Tracing};
 
 use super::Reader;
-use crate::world::{Members, hosts, key};
+use crate::world::{KUBERNETES, Members, Origin, hosts, key};
 
 /// Share of requests that are traced where MeshConfig does not say, as in Istio.
 const DEFAULT_SAMPLING_PERCENT: f64 = 1.0;
@@ -51,7 +51,14 @@ fn owned(reader: &Reader<'_>) -> Owned {
     let domain = &*reader.world.options().cluster_domain;
     let mut suffixes = BTreeSet::new();
     let mut ranges = Vec::new();
-    for service in reader.world.registry.all_services() {
+    let registry = &reader.world.registry;
+    for namespace in registry.service_namespaces() {
+        suffixes.insert(Arc::<str>::from(format!("svc.{domain}")));
+        suffixes.insert("svc".into());
+        suffixes.insert(namespace.clone());
+    }
+    ranges.extend(registry.cluster_ranges());
+    for service in registry.all_services().filter(|service| service.age.kind != KUBERNETES) {
         for host in &service.hosts {
             match hosts::kubernetes_name(host, domain) {
                 Some((_, namespace)) => {
@@ -69,8 +76,10 @@ fn owned(reader: &Reader<'_>) -> Owned {
             ranges.extend(list.iter().filter_map(|workload| workload.ip()).map(IpNet::from));
         }
     }
-    let workloads = reader.world.registry.all_workloads();
-    ranges.extend(workloads.filter_map(|workload| workload.ip()).map(IpNet::from));
+    let entries = registry
+        .all_workloads()
+        .filter(|workload| workload.origin == Origin::Entry);
+    ranges.extend(entries.filter_map(|workload| workload.ip()).map(IpNet::from));
     Owned {
         ranges: aggregate(&ranges),
         host_suffixes: suffixes.into_iter().collect(),

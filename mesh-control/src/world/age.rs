@@ -3,14 +3,16 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use mesh_api::crd::{Kind, Object, Timestamp};
+use mesh_api::crd::{Object, Timestamp};
 use mesh_api::names;
+
+use crate::source::cluster::{ClusterKind, Metadata};
 
 /// An object's identity, ordered by age: creation time (unknown ones first), then name, then namespace, as Istio does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Age {
     /// Kind of the object.
-    pub kind: Kind,
+    pub kind: &'static str,
     /// When it was created, where that is known.
     pub created: Option<Timestamp>,
     /// Its name.
@@ -24,10 +26,21 @@ impl Age {
     #[must_use]
     pub fn of(object: &Object) -> Self {
         Self {
-            kind: object.kind(),
+            kind: object.kind().as_str(),
             created: object.creation_timestamp(),
             name: object.name().into(),
             namespace: object.namespace().into(),
+        }
+    }
+
+    /// Of an object of Kubernetes.
+    #[must_use]
+    pub fn of_cluster(kind: ClusterKind, metadata: &Metadata) -> Self {
+        Self {
+            kind: kind.as_str(),
+            created: metadata.creation_timestamp.as_ref().map(|time| time.0),
+            name: metadata.name.as_str().into(),
+            namespace: metadata.namespace.as_str().into(),
         }
     }
 
@@ -35,7 +48,7 @@ impl Age {
     #[must_use]
     pub fn origin(&self) -> names::ObjectRef {
         names::ObjectRef {
-            kind: self.kind.as_str().into(),
+            kind: self.kind.into(),
             namespace: self.namespace.clone(),
             name: self.name.clone(),
         }

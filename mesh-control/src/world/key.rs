@@ -25,10 +25,22 @@ pub fn traffic(host: &str) -> Key {
     Key::of("traffic", host)
 }
 
-/// Which workloads a service of that host has.
+/// Into how many parts the endpoints of services of that host are split.
 #[must_use]
-pub fn members(host: &str) -> Key {
-    Key::of("members", host)
+pub fn size(host: &str) -> Key {
+    Key::of("size", host)
+}
+
+/// The endpoints of services of that host that are in one of so many parts.
+#[must_use]
+pub fn part(host: &str, part: usize, parts: usize) -> Key {
+    Key::of("part", &(host, part, parts))
+}
+
+/// Where a Node is.
+#[must_use]
+pub fn node(name: &str) -> Key {
+    Key::of("node", name)
 }
 
 /// What is at an address: services and workloads.

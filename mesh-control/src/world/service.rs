@@ -1,4 +1,4 @@
-//! Services: ServiceEntry, distilled.
+//! Services: Kubernetes' Service and Istio's ServiceEntry, distilled.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,9 +8,17 @@ use ipnet::IpNet;
 use mesh_api::crd::service_entry::{Location as EntryLocation, Resolution, ServiceEntrySpec};
 use mesh_api::model::{Labels, Location, Protocol};
 
+use super::workload::Origin;
 use super::{Age, Export, Workload, hosts};
+use crate::source::cluster::{self, ClusterKind};
 
-/// A service of one ServiceEntry, under each of its hosts.
+/// Kind of Kubernetes' own services, as it stands in [`ServiceId`].
+pub const KUBERNETES: &str = "Service";
+
+/// Annotation of Services: who sees them.
+const EXPORT_TO: &str = "networking.istio.io/exportTo";
+
+/// A service of one object, under each of its hosts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     /// The object.
@@ -31,6 +39,8 @@ pub struct Service {
     pub subject_alt_names: Vec<Arc<str>>,
     /// Who serves it.
     pub members: Members,
+    /// The host that it is another name for, as ExternalName says.
+    pub alias: Option<Arc<str>>,
 }
 
 /// A port of a service.
@@ -42,9 +52,23 @@ pub struct ServicePort {
     pub name: Arc<str>,
     /// Declared protocol.
     pub protocol: Protocol,
-    /// Port of endpoints that do not say otherwise.
-    pub target: u16,
+    /// Port of the workloads.
+    pub target: Target,
 }
+
+/// The port at which workloads serve a service's port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The one that the workload has under the name of the service's port, else this number: ServiceEntry.
+    NamedOr(u16),
+    /// This number: Service.
+    Number(u16),
+    /// The one that the workload has under this name, or none: Service.
+    Name(Arc<str>),
+}
+
+/// Which service is meant: an object's kind, namespace and name. A Service goes before a ServiceEntry.
+pub type ServiceId = (&'static str, Arc<str>, Arc<str>);
 
 /// Who serves a service.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +77,8 @@ pub enum Members {
     Selected(Labels),
     /// Endpoints that the object itself lists.
     Listed(Vec<Arc<Workload>>),
+    /// Whom the Service's EndpointSlices name, and WorkloadEntries with the labels of its selector. Without selector none.
+    Sliced(Labels),
 }
 
 impl Service {
@@ -80,11 +106,12 @@ impl Service {
                         number,
                         name: port.name.as_str().into(),
                         protocol: declared_protocol(port.protocol.as_deref(), &port.name, number),
-                        target: port
-                            .target_port
-                            .and_then(|target| u16::try_from(target).ok())
-                            .filter(|target| *target > 0)
-                            .unwrap_or(number),
+                        target: Target::NamedOr(
+                            port.target_port
+                                .and_then(|target| u16::try_from(target).ok())
+                                .filter(|target| *target > 0)
+                                .unwrap_or(number),
+                        ),
                     })
                 })
                 .collect(),
@@ -96,8 +123,51 @@ impl Service {
             export: Export::parse(&spec.export_to, &age.namespace),
             subject_alt_names: spec.subject_alt_names.iter().map(|name| name.as_str().into()).collect(),
             members,
+            alias: None,
             age,
         }
+    }
+
+    /// Keeps of a Service what the compiler asks for.
+    #[must_use]
+    pub fn of_cluster(object: &cluster::Service, domain: &str) -> Self {
+        let age = Age::of_cluster(ClusterKind::Service, &object.metadata);
+        let spec = &object.spec;
+        let external = (spec.kind == "ExternalName").then(|| Arc::<str>::from(hosts::normal(&spec.external_name)));
+        let addresses = spec.cluster_ips.iter().chain([&spec.cluster_ip]);
+        let mut addresses: Vec<IpNet> = addresses.filter_map(|text| parse_range(text)).collect();
+        addresses.sort();
+        addresses.dedup();
+        let export = object.metadata.annotations.get(EXPORT_TO).map_or("", String::as_str);
+        let export: Vec<String> = export.split(',').map(|entry| entry.trim().to_owned()).collect();
+        let export: Vec<String> = export.into_iter().filter(|entry| !entry.is_empty()).collect();
+        Self {
+            hosts: vec![format!("{}.{}.svc.{domain}", age.name, age.namespace).into()],
+            addresses,
+            ports: spec.ports.iter().filter_map(ServicePort::of_cluster).collect(),
+            location: match external {
+                Some(_) => Location::MeshExternal,
+                None => Location::MeshInternal,
+            },
+            resolution: match external {
+                Some(_) => Resolution::Dns,
+                None => Resolution::Static,
+            },
+            export: Export::parse(&export, &age.namespace),
+            subject_alt_names: Vec::new(),
+            members: match &external {
+                Some(name) => Members::Listed(vec![Arc::new(Workload::outside(&age, name))]),
+                None => Members::Sliced(shared_labels(&spec.selector)),
+            },
+            alias: external,
+            age,
+        }
+    }
+
+    /// Which service it is.
+    #[must_use]
+    pub fn id(&self) -> ServiceId {
+        (self.age.kind, self.age.namespace.clone(), self.age.name.clone())
     }
 
     /// The port of a number.
@@ -111,11 +181,28 @@ impl Service {
     pub fn selector(&self) -> Option<&Labels> {
         match &self.members {
             Members::Selected(labels) => Some(labels),
-            Members::Listed(_) => None,
+            Members::Sliced(labels) if !labels.is_empty() => Some(labels),
+            Members::Sliced(_) | Members::Listed(_) => None,
         }
     }
 
-    /// Whether a workload of the service's namespace serves it.
+    /// Whether its endpoints are those that EndpointSlices name.
+    #[must_use]
+    pub fn is_sliced(&self) -> bool {
+        matches!(self.members, Members::Sliced(_))
+    }
+
+    /// Whether a workload is an endpoint because of its labels: pods of a Service are endpoints because of slices.
+    #[must_use]
+    pub fn picks(&self, workload: &Workload) -> bool {
+        let wanted = match workload.origin {
+            Origin::Pod => workload.ready && !self.is_sliced(),
+            Origin::Entry => true,
+        };
+        wanted && self.selects(workload)
+    }
+
+    /// Whether a workload of the service's namespace has the labels of those who serve it.
     #[must_use]
     pub fn selects(&self, workload: &Workload) -> bool {
         self.age.namespace == workload.id.namespace
@@ -126,10 +213,31 @@ impl Service {
 }
 
 impl ServicePort {
-    /// The port at which a workload serves this one.
+    /// Ports that are not TCP are not the mesh's.
+    fn of_cluster(port: &cluster::ServicePort) -> Option<Self> {
+        if !matches!(port.protocol.as_str(), "" | "TCP") || port.port == 0 {
+            return None;
+        }
+        Some(Self {
+            number: port.port,
+            name: port.name.as_str().into(),
+            protocol: declared_protocol(port.app_protocol.as_deref(), &port.name, port.port),
+            target: match &port.target_port {
+                Some(cluster::TargetPort::Name(name)) => Target::Name(name.as_str().into()),
+                Some(cluster::TargetPort::Number(number)) if *number > 0 => Target::Number(*number),
+                Some(cluster::TargetPort::Number(_)) | None => Target::Number(port.port),
+            },
+        })
+    }
+
+    /// The port at which a workload serves this one, if it does.
     #[must_use]
-    pub fn at(&self, workload: &Workload) -> u16 {
-        workload.ports.get(&self.name).copied().unwrap_or(self.target)
+    pub fn at(&self, workload: &Workload) -> Option<u16> {
+        match &self.target {
+            Target::NamedOr(number) => Some(workload.ports.get(&self.name).copied().unwrap_or(*number)),
+            Target::Number(number) => Some(*number),
+            Target::Name(name) => workload.ports.get(name).copied(),
+        }
     }
 }
 
@@ -164,10 +272,10 @@ pub fn declared_protocol(declared: Option<&str>, name: &str, number: u16) -> Pro
     const SERVER_FIRST: [u16; 4] = [25, 53, 3306, 27017];
     let known = |text: &str| -> Option<Protocol> {
         Some(match text.to_ascii_lowercase().as_str() {
-            "http" => Protocol::Http,
-            "http2" | "grpc-web" => Protocol::Http2,
+            "http" | "kubernetes.io/ws" => Protocol::Http,
+            "http2" | "grpc-web" | "kubernetes.io/h2c" => Protocol::Http2,
             "grpc" => Protocol::Grpc,
-            "https" | "tls" => Protocol::Tls,
+            "https" | "tls" | "kubernetes.io/wss" => Protocol::Tls,
             "tcp" | "mongo" | "redis" | "mysql" => Protocol::Tcp,
             _ => return None,
         })
@@ -215,6 +323,9 @@ mod tests {
             (None, "https-a", 80, Protocol::Tls),
             (Some(""), "grpc", 80, Protocol::Grpc),
             (Some("WHAT"), "http", 80, Protocol::Detect),
+            (Some("kubernetes.io/h2c"), "tcp", 80, Protocol::Http2),
+            (Some("kubernetes.io/ws"), "", 80, Protocol::Http),
+            (Some("kubernetes.io/wss"), "", 443, Protocol::Tls),
             (None, "mail", 25, Protocol::Tcp),
             (None, "db", 3306, Protocol::Tcp),
             (None, "db", 27017, Protocol::Tcp),

@@ -1,4 +1,4 @@
-//! Workloads: WorkloadEntry, and the endpoints that a ServiceEntry lists, distilled.
+//! Workloads: Pods, WorkloadEntries, and the endpoints that a ServiceEntry lists, distilled.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,20 +10,33 @@ use mesh_api::names::WorkloadId;
 
 use super::Age;
 use super::service::shared_labels;
+use crate::source::cluster;
 
 const TLS_MODE: &str = "security.istio.io/tlsMode";
 const WORKLOAD_NAME: &str = "service.istio.io/workload-name";
+const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
+const LOCALITY: &str = "istio-locality";
 
 /// One workload.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
-    /// Name and namespace of the WorkloadEntry. An endpoint that a ServiceEntry lists has its address and ports for a
+    /// Name and namespace of the Pod or WorkloadEntry. An endpoint that a ServiceEntry lists has its address and ports for a
     /// name.
     pub id: WorkloadId,
     /// Name of what owns it, for metrics.
     pub owner: Arc<str>,
+    /// What says so.
+    pub origin: Origin,
     /// Where it is.
     pub address: Option<Address>,
+    /// Its further addresses, in a cluster with two families.
+    pub further: Box<[IpAddr]>,
+    /// Whether others have its addresses as well, so that these do not tell who it is: a pod with its Node's network.
+    pub shares_address: bool,
+    /// Whether it takes traffic.
+    pub ready: bool,
+    /// The Node that it runs on.
+    pub node: Option<Arc<str>>,
     /// Its ports by the names of service ports.
     pub ports: BTreeMap<Arc<str>, u16>,
     /// Its labels: of the spec, and of the object where the spec does not say.
@@ -34,13 +47,22 @@ pub struct Workload {
     pub weight: u32,
     /// Service account, if named.
     pub service_account: Option<Arc<str>>,
-    /// Whether it has a sidecar of the mesh: label `security.istio.io/tlsMode` says `istio`, or there is no such label
-    /// but a service account.
+    /// Whether it has a sidecar of the mesh: label `security.istio.io/tlsMode` says `istio`. Of a Pod the annotation
+    /// `sidecar.istio.io/status` says so too, of a WorkloadEntry without such a label a service account.
     pub meshed: bool,
 }
 
+/// What says that a workload is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A WorkloadEntry, or a service that lists it.
+    Entry,
+    /// A Pod.
+    Pod,
+}
+
 /// Where a workload is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Address {
     /// An address.
     Ip(IpAddr),
@@ -89,7 +111,12 @@ impl Workload {
         Self {
             owner: labels.get(WORKLOAD_NAME).unwrap_or(&name).clone(),
             id: WorkloadId { name, namespace },
+            origin: Origin::Entry,
             address: spec.address.as_deref().and_then(parse_address),
+            further: Box::default(),
+            shares_address: false,
+            ready: true,
+            node: None,
             ports: spec
                 .ports
                 .iter()
@@ -103,6 +130,85 @@ impl Workload {
         }
     }
 
+    /// An endpoint of which nothing is known but where it is.
+    #[must_use]
+    pub fn unknown(service: &Age, name: Arc<str>, address: Address, zone: Option<&str>) -> Self {
+        Self {
+            id: WorkloadId {
+                name,
+                namespace: service.namespace.clone(),
+            },
+            owner: service.name.clone(),
+            origin: Origin::Entry,
+            address: Some(address),
+            further: Box::default(),
+            shares_address: false,
+            ready: true,
+            node: None,
+            ports: BTreeMap::new(),
+            labels: Labels::new(),
+            locality: Locality {
+                zone: zone.unwrap_or_default().into(),
+                ..Locality::default()
+            },
+            weight: 1,
+            service_account: None,
+            meshed: false,
+        }
+    }
+
+    /// The endpoint of a service that is found by a name.
+    #[must_use]
+    pub fn outside(service: &Age, host: &str) -> Self {
+        Self::unknown(service, host.into(), Address::Name(host.into()), None)
+    }
+
+    /// Keeps of a Pod what the compiler asks for; `None` for one that has ended.
+    #[must_use]
+    pub fn of_pod(pod: &cluster::Pod) -> Option<Self> {
+        if pod.has_ended() {
+            return None;
+        }
+        let metadata = &pod.metadata;
+        let labels = shared_labels(&metadata.labels);
+        let mut addresses = pod.addresses().into_iter();
+        let account = match pod.spec.service_account_name.as_str() {
+            "" => "default",
+            account => account,
+        };
+        let ports = pod.spec.containers.iter().chain(&pod.spec.init_containers);
+        let ports = ports.flat_map(|container| &container.ports).filter(|port| {
+            matches!(port.protocol.as_str(), "" | "TCP") && !port.name.is_empty() && port.container_port > 0
+        });
+        Some(Self {
+            id: WorkloadId {
+                name: metadata.name.as_str().into(),
+                namespace: metadata.namespace.as_str().into(),
+            },
+            owner: labels.get(WORKLOAD_NAME).cloned().unwrap_or_else(|| owner(metadata)),
+            origin: Origin::Pod,
+            address: addresses.next().map(Address::Ip),
+            further: addresses.collect(),
+            shares_address: pod.spec.host_network,
+            ready: pod.is_ready(),
+            node: Some(pod.spec.node_name.as_str())
+                .filter(|name| !name.is_empty())
+                .map(Arc::from),
+            ports: ports
+                .map(|port| (port.name.as_str().into(), port.container_port))
+                .collect(),
+            locality: labels
+                .get(LOCALITY)
+                .map(|text| parse_locality(&text.replace('.', "/")))
+                .unwrap_or_default(),
+            weight: 1,
+            service_account: Some(account.into()),
+            meshed: labels.get(TLS_MODE).is_some_and(|mode| &**mode == "istio")
+                || metadata.annotations.contains_key(SIDECAR_STATUS),
+            labels,
+        })
+    }
+
     /// Its address, if it is not a name.
     #[must_use]
     pub fn ip(&self) -> Option<IpAddr> {
@@ -111,10 +217,38 @@ impl Workload {
             _ => None,
         }
     }
+
+    /// The addresses at which it, and nobody else, is.
+    pub fn own_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let all = self.ip().into_iter().chain(self.further.iter().copied());
+        all.filter(|_| !self.shares_address)
+    }
+}
+
+/// Name of what a Pod belongs to, as metrics have it: the Deployment of its ReplicaSet, the CronJob of its Job, else what
+/// controls it, else the Pod itself.
+fn owner(metadata: &cluster::Metadata) -> Arc<str> {
+    let Some(owner) = metadata.owner_references.iter().find(|owner| owner.controller) else {
+        return metadata.name.as_str().into();
+    };
+    let name = owner.name.as_str();
+    let shorter = match owner.kind.as_str() {
+        "ReplicaSet" => metadata
+            .labels
+            .get("pod-template-hash")
+            .and_then(|hash| name.strip_suffix(hash.as_str())?.strip_suffix('-')),
+        // A CronJob names its Jobs by the minute that they are for.
+        "Job" => name
+            .rsplit_once('-')
+            .filter(|(_, time)| (8..=10).contains(&time.len()) && time.bytes().all(|c| c.is_ascii_digit()))
+            .map(|(name, _)| name),
+        _ => None,
+    };
+    shorter.filter(|shorter| !shorter.is_empty()).unwrap_or(name).into()
 }
 
 /// An address or a name; paths of Unix sockets are not supported, as validation says.
-fn parse_address(text: &str) -> Option<Address> {
+pub(super) fn parse_address(text: &str) -> Option<Address> {
     if text.is_empty() || text.starts_with("unix:") {
         return None;
     }

@@ -56,6 +56,7 @@ impl Watched {
                         objects.remove(&key(&reference));
                     }
                     Event::Synced => {}
+                    Event::Observed(_) | Event::Vanished(_) => panic!("files have no objects of Kubernetes"),
                 }
             }
         })
