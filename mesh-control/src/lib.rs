@@ -5,6 +5,7 @@ pub mod compile;
 pub mod config;
 pub mod discovery;
 pub mod grpc;
+pub mod hook;
 pub mod kube;
 pub mod run;
 pub mod source;

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use mesh_api::identity::SpiffeId;
 use mesh_control::ca::{Authority, Lifetimes, create_token};
 use mesh_control::config::{CaConfig, Config, parse_duration};
-use mesh_control::run;
+use mesh_control::{hook, run};
 use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
@@ -37,6 +37,34 @@ enum Command {
     /// Bootstrap tokens: how proxies outside Kubernetes prove, once, who they are.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Applies the object of a file to the cluster that it runs in; the chart's jobs do.
+    #[command(hide = true)]
+    Apply(ApplyArgs),
+    /// Asks URLs until they answer with success; the chart's test does.
+    #[command(hide = true)]
+    Probe(ProbeArgs),
+}
+
+#[derive(Debug, Args)]
+struct ApplyArgs {
+    /// A YAML file with one object.
+    #[arg(long)]
+    file: PathBuf,
+
+    /// How long to wait until the API server takes it.
+    #[arg(long, default_value = "60s", value_name = "DURATION", value_parser = parse_duration)]
+    timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+struct ProbeArgs {
+    /// `http://address:port/path`
+    #[arg(required = true)]
+    urls: Vec<http::Uri>,
+
+    /// How long to wait for each.
+    #[arg(long, default_value = "60s", value_name = "DURATION", value_parser = parse_duration)]
+    timeout: Duration,
 }
 
 #[derive(Debug, Subcommand)]
@@ -67,6 +95,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match &cli.command {
         Some(Command::Token(TokenCommand::Create(args))) => create(args),
+        Some(Command::Apply(args)) => block_on(hook::apply(&args.file, args.timeout)),
+        Some(Command::Probe(args)) => block_on(hook::probe(&args.urls, args.timeout)),
         None => run::main(cli.config, CancellationToken::new()),
     };
     match outcome {
@@ -76,6 +106,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
 }
 
 fn create(args: &TokenArgs) -> anyhow::Result<()> {
