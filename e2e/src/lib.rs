@@ -14,4 +14,5 @@ pub mod exposition;
 pub mod grpc;
 pub mod peers;
 pub mod plain;
+pub mod sample;
 pub mod traffic;

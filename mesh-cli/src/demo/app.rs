@@ -6,6 +6,8 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,9 +17,12 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::Connect;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::proxied::ViaProxy;
 
@@ -47,9 +52,23 @@ pub const FAILURE_HEADER: &str = "x-demo-failure";
 /// Most bytes of a called service's answer that are passed on.
 const ANSWER_LIMIT: usize = 1 << 20;
 
-/// One service of the shop.
+/// One service of the shop, behind the sidecar of a demo.
 #[derive(Clone, Debug, Args)]
 pub struct AppArgs {
+    /// What it is.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+    /// Where it listens.
+    #[arg(long)]
+    pub listen: SocketAddr,
+    /// The sidecar's explicit HTTP proxy.
+    #[arg(long)]
+    pub proxy: SocketAddr,
+}
+
+/// What a service of the shop is called, and what it calls.
+#[derive(Clone, Debug, Args)]
+pub struct ServiceArgs {
     /// Service name, such as `reviews`.
     #[arg(long)]
     pub service: String,
@@ -59,20 +78,14 @@ pub struct AppArgs {
     /// Its namespace.
     #[arg(long)]
     pub namespace: String,
-    /// Where it listens.
-    #[arg(long)]
-    pub listen: SocketAddr,
-    /// The sidecar's explicit HTTP proxy.
-    #[arg(long)]
-    pub proxy: SocketAddr,
     /// Services that it calls for every request, as URLs.
     #[arg(long = "call")]
     pub calls: Vec<Uri>,
 }
 
-struct App {
-    args: AppArgs,
-    client: Client<ViaProxy, Full<Bytes>>,
+struct App<C> {
+    args: ServiceArgs,
+    client: Client<C, Full<Bytes>>,
 }
 
 /// Serves until the process ends.
@@ -82,23 +95,50 @@ struct App {
 pub async fn run(args: AppArgs) -> anyhow::Result<()> {
     let listener = TcpListener::bind(args.listen).await?;
     let client = Client::builder(TokioExecutor::new()).build(ViaProxy::new(args.proxy));
-    let app: &'static App = Box::leak(Box::new(App { args, client }));
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            continue;
-        };
-        let _ = stream.set_nodelay(true);
-        tokio::spawn(async move {
-            let service = service_fn(move |request| async move { Ok::<_, Infallible>(app.answer(request).await) });
-            // A client that breaks off concerns nobody else.
-            let _ = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-        });
-    }
+    serve(listener, args.service, client, CancellationToken::new()).await;
+    Ok(())
 }
 
-impl App {
+/// Serves until `stop`, and then until the requests that have come are answered. It calls others with `client`.
+pub async fn serve<C>(listener: TcpListener, args: ServiceArgs, client: Client<C, Full<Bytes>>, stop: CancellationToken)
+where
+    C: Connect + Clone + Send + Sync + 'static,
+{
+    let app = Arc::new(App { args, client });
+    let connections = TaskTracker::new();
+    loop {
+        let stream = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(_) => continue,
+            },
+        };
+        let _ = stream.set_nodelay(true);
+        let (app, stop) = (app.clone(), stop.clone());
+        connections.spawn(async move {
+            let service = service_fn(move |request| {
+                let app = app.clone();
+                async move { Ok::<_, Infallible>(app.answer(request).await) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            let mut connection = pin!(connection);
+            // A client that breaks off concerns nobody else.
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+            }
+            let _ = connection.await;
+        });
+    }
+    connections.close();
+    connections.wait().await;
+}
+
+impl<C> App<C>
+where
+    C: Connect + Clone + Send + Sync + 'static,
+{
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (parts, body) = request.into_parts();
         // The request is read to its end, as any application would before it answers.
