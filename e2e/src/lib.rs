@@ -5,6 +5,7 @@ pub mod app;
 pub mod bench;
 pub mod binaries;
 pub mod client;
+pub mod cluster;
 pub mod collector;
 pub mod control;
 pub mod credentials;
