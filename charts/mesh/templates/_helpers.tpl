@@ -111,7 +111,10 @@ true
 {{- else -}}
 {{- $annotations := $existing.metadata.annotations | default dict -}}
 {{- $labels := $existing.metadata.labels | default dict -}}
-{{- if and (eq (get $labels "app.kubernetes.io/part-of") "mesh") (eq (get $annotations "meta.helm.sh/release-name") .root.Release.Name) (eq (get $annotations "meta.helm.sh/release-namespace") .root.Release.Namespace) -}}
+{{- $ours := eq (get $labels "app.kubernetes.io/part-of" | toString) "mesh" -}}
+{{- if and $ours .root.Values.crds.takeOver -}}
+true
+{{- else if and $ours (eq (get $annotations "meta.helm.sh/release-name" | toString) .root.Release.Name) (eq (get $annotations "meta.helm.sh/release-namespace" | toString) .root.Release.Namespace) -}}
 true
 {{- end -}}
 {{- end -}}
