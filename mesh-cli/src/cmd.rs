@@ -1,7 +1,12 @@
 //! The commands of meshctl, one file each. Exit status: 0 is well, 1 found something or failed, 2 was asked wrongly.
 
 mod analyze;
+mod bug_report;
+mod check;
+mod completion;
 mod demo;
+mod inject;
+mod install;
 mod proxy_config;
 mod proxy_status;
 mod version;
@@ -22,14 +27,26 @@ struct Cli {
 enum Command {
     /// Runs the whole mesh on this machine: control plane, sidecars, and a shop of small services.
     Demo(demo::Args),
-    /// Checks policy files without a mesh: errors and warnings, with their places.
+    /// Installs the mesh into a cluster, or upgrades it, and waits until it is ready.
+    Install(install::InstallArgs),
+    /// Removes the mesh from a cluster; policy objects stay.
+    Uninstall(install::UninstallArgs),
+    /// Adds the proxy to manifests, as the injector in a cluster does to pods.
+    Inject(inject::Args),
+    /// Checks the cluster: before the mesh is installed (--pre), and after.
+    Check(check::Args),
+    /// Checks policy, in files without a mesh or in a cluster: errors and warnings, with their places.
     Analyze(analyze::Args),
     /// Shows connected proxies, and whether they act on what the control plane says.
     ProxyStatus(proxy_status::Args),
     /// Shows what one proxy holds.
     ProxyConfig(proxy_config::Args),
-    /// Prints the version.
+    /// Prints the version of meshctl, the control plane and the proxies.
     Version(version::Args),
+    /// Prints what a shell needs to complete commands.
+    Completion(completion::Args),
+    /// Gathers what is needed to understand a fault, without secrets, into one file.
+    BugReport(bug_report::Args),
     /// The control plane of a demo.
     #[command(name = "__control-plane", hide = true)]
     ControlPlane(Box<mesh_control::config::Config>),
@@ -62,7 +79,13 @@ pub fn main() -> ExitCode {
         Command::Analyze(args) => analyze::run(&args),
         Command::ProxyStatus(args) => block_on(proxy_status::run(&args)),
         Command::ProxyConfig(args) => block_on(proxy_config::run(&args)),
-        Command::Version(args) => version::run(&args),
+        Command::Version(args) => block_on(version::run(&args)),
+        Command::Install(args) => block_on(install::install(&args)),
+        Command::Uninstall(args) => block_on(install::uninstall(&args)),
+        Command::Inject(args) => block_on(inject::run(&args)),
+        Command::Check(args) => block_on(check::run(&args)),
+        Command::Completion(args) => completion::run(&args),
+        Command::BugReport(args) => block_on(bug_report::run(&args)),
         Command::ControlPlane(config) => demo::control_plane(*config),
         Command::Sidecar(config) => demo::sidecar(*config),
         Command::Application(args) => demo::application(args),

@@ -37,23 +37,35 @@ impl Pages {
     /// When the server cannot be reached, answers otherwise than 200, or with too much.
     pub async fn get(&self, base: &Uri, path: &str) -> anyhow::Result<Bytes> {
         let url = format!("{}{path}", base.to_string().trim_end_matches('/'));
-        let read = async {
-            let response = self.client.get(url.parse()?).await.map_err(reason)?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_PAGE).collect().await;
-            let body = body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
-            anyhow::ensure!(
-                status.is_success(),
-                "{status}: {}",
-                String::from_utf8_lossy(&body).trim()
-            );
-            Ok(body)
-        };
-        tokio::time::timeout(DEADLINE, read)
-            .await
-            .unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {DEADLINE:?}")))
-            .with_context(|| format!("GET {url}"))
+        let read = async { body(self.client.get(url.parse()?).await.map_err(reason)?).await };
+        in_time(read).await.with_context(|| format!("GET {url}"))
     }
+}
+
+/// The whole body of an answer.
+///
+/// # Errors
+/// When the answer is not a success, or is too large.
+pub async fn body(response: http::Response<hyper::body::Incoming>) -> anyhow::Result<Bytes> {
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_PAGE).collect().await;
+    let body = body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
+    anyhow::ensure!(
+        status.is_success(),
+        "{status}: {}",
+        String::from_utf8_lossy(&body).trim()
+    );
+    Ok(body)
+}
+
+/// Gives up when the answer does not come in time.
+///
+/// # Errors
+/// As `read`, and when it takes too long.
+pub async fn in_time<T>(read: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::time::timeout(DEADLINE, read)
+        .await
+        .unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {DEADLINE:?}")))
 }
 
 /// The innermost cause, which says what happened: `Connection refused`.

@@ -1,4 +1,7 @@
-//! `meshctl analyze`: the very checks of the control plane, offline, over files and directories taken together.
+//! `meshctl analyze`: the very checks of the control plane, over files and directories taken together, or over what a
+//! cluster holds.
+
+mod cluster;
 
 use std::collections::HashMap;
 use std::fs;
@@ -7,10 +10,11 @@ use std::path::{Path, PathBuf};
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use anyhow::Context as _;
-use mesh_api::source::{self, Diagnostic, Severity};
+use mesh_api::source::{self, Diagnostic, Loaded, Severity};
 use mesh_api::validate;
 
 use super::Verdict;
+use crate::cluster::{Access, Cluster};
 use crate::output::{Output, is_colourful, print};
 
 /// Files in one call; more is not a policy directory.
@@ -20,49 +24,97 @@ const MAX_DEPTH: usize = 16;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Files, directories with *.yaml, *.yml and *.json files, or `-` for standard input.
-    #[arg(required = true, value_name = "FILE|DIR")]
+    /// Files, directories with *.yaml, *.yml and *.json files, or `-` for standard input; without any, the cluster's
+    /// objects.
+    #[arg(value_name = "FILE|DIR")]
     paths: Vec<PathBuf>,
 
-    /// Namespace of objects that name none.
-    #[arg(short, long, default_value = "default", value_name = "NAMESPACE")]
-    namespace: String,
+    /// Namespace of objects in files that name none; of the cluster, the only namespace that is looked at.
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+
+    #[command(flatten)]
+    access: Access,
 
     #[command(flatten)]
     output: Output,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
-    let mut files = Vec::new();
-    for path in &args.paths {
-        collect(path, 0, true, &mut files)?;
-    }
-    let mut texts = HashMap::new();
-    let mut objects = Vec::new();
-    let mut diagnostics = Vec::new();
-    for path in &files {
-        let bytes = content(path).with_context(|| format!("reading {}", path.display()))?;
-        let name = path.display().to_string();
-        let contents = source::read(&name, &bytes, &args.namespace);
-        objects.extend(contents.objects);
-        diagnostics.extend(contents.diagnostics);
-        texts.insert(name, String::from_utf8_lossy(&bytes).into_owned());
-    }
-    for object in &objects {
-        diagnostics.extend(validate::analyze(object));
-    }
-    diagnostics.extend(validate::analyze_set(&objects));
-    let order = |d: &Diagnostic| (d.file.clone(), d.line, d.column);
-    diagnostics.sort_by_key(order);
+/// What is judged, and where its text can be shown from.
+#[derive(Default)]
+struct Read {
+    objects: Vec<Loaded>,
+    /// What is known of others, which are not judged themselves.
+    known: Vec<Loaded>,
+    diagnostics: Vec<Diagnostic>,
+    texts: HashMap<String, String>,
+}
 
-    if !args.output.structured(&diagnostics)? {
-        print(&report(&diagnostics, &texts, objects.len(), files.len()))?;
+pub(super) fn run(args: &Args) -> anyhow::Result<Verdict> {
+    let (mut read, from) = if args.paths.is_empty() {
+        let read = super::block_on(cluster::read(&args.access, args.namespace.as_deref()))?;
+        (read, "the cluster".to_owned())
+    } else {
+        let read = read_files(&args.paths, args.namespace.as_deref().unwrap_or("default"))?;
+        let from = count(read.texts.len(), "file");
+        (read, from)
+    };
+    judge(&mut read);
+    if !args.output.structured(&read.diagnostics)? {
+        print(&report(&read, &from))?;
     }
-    Ok(if validate::has_errors(&diagnostics) {
+    Ok(if validate::has_errors(&read.diagnostics) {
         Verdict::Findings
     } else {
         Verdict::Well
     })
+}
+
+/// What is found in a cluster, for other commands.
+pub(super) async fn of_cluster(cluster: &Cluster) -> anyhow::Result<Vec<Diagnostic>> {
+    let mut read = cluster::read_from(cluster, None).await?;
+    judge(&mut read);
+    Ok(read.diagnostics)
+}
+
+fn read_files(paths: &[PathBuf], namespace: &str) -> anyhow::Result<Read> {
+    let mut files = Vec::new();
+    for path in paths {
+        collect(path, 0, true, &mut files)?;
+    }
+    let mut read = Read::default();
+    for path in &files {
+        let bytes = content(path).with_context(|| format!("reading {}", path.display()))?;
+        read.take(&path.display().to_string(), &bytes, namespace);
+    }
+    Ok(read)
+}
+
+impl Read {
+    fn take(&mut self, name: &str, bytes: &[u8], namespace: &str) {
+        let contents = source::read(name, bytes, namespace);
+        self.objects.extend(contents.objects);
+        self.diagnostics.extend(contents.diagnostics);
+        self.texts
+            .insert(name.to_owned(), String::from_utf8_lossy(bytes).into_owned());
+    }
+}
+
+/// What the control plane would say of the objects, each by itself and all together.
+fn judge(read: &mut Read) {
+    for object in &read.objects {
+        read.diagnostics.extend(validate::analyze(object));
+    }
+    let judged = read.objects.len();
+    let mut all = std::mem::take(&mut read.objects);
+    all.append(&mut read.known);
+    let together = validate::analyze_set(&all);
+    read.diagnostics
+        .extend(together.into_iter().filter(|d| read.texts.contains_key(&*d.file)));
+    all.truncate(judged);
+    read.objects = all;
+    read.diagnostics
+        .sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
 }
 
 /// The files of an argument, in order of their names; what a directory holds beside YAML and JSON is passed over.
@@ -110,32 +162,32 @@ fn content(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn report(diagnostics: &[Diagnostic], texts: &HashMap<String, String>, objects: usize, files: usize) -> String {
+fn report(read: &Read, from: &str) -> String {
     let renderer = if is_colourful() {
         Renderer::styled()
     } else {
         Renderer::plain()
     };
     let mut out = String::new();
-    for diagnostic in diagnostics {
-        out += &pretty(
-            &renderer,
-            diagnostic,
-            texts.get(&*diagnostic.file).map_or("", String::as_str),
-        );
+    for diagnostic in &read.diagnostics {
+        let text = read.texts.get(&*diagnostic.file).map_or("", String::as_str);
+        out += &pretty(&renderer, diagnostic, text);
         out += "\n\n";
     }
-    let errors = diagnostics.iter().filter(|d| d.severity == Severity::Error).count();
-    let warnings = diagnostics.len() - errors;
-    let count = |n: usize, noun: &str| format!("{n} {noun}{}", if n == 1 { "" } else { "s" });
+    let is_error = |d: &&Diagnostic| d.severity == Severity::Error;
+    let errors = read.diagnostics.iter().filter(is_error).count();
+    let warnings = read.diagnostics.len() - errors;
     out += &format!(
-        "{} and {} in {} of {}\n",
+        "{} and {} in {} of {from}\n",
         count(errors, "error"),
         count(warnings, "warning"),
-        count(objects, "object"),
-        count(files, "file")
+        count(read.objects.len(), "object"),
     );
     out
+}
+
+fn count(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
 fn pretty(renderer: &Renderer, diagnostic: &Diagnostic, text: &str) -> String {

@@ -2,10 +2,14 @@
 
 use clap::{Args as ClapArgs, Subcommand};
 use http::Uri;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
 use serde_json::Value;
 
 use super::Verdict;
-use super::proxy_status::{ControlPlane, choose};
+use super::proxy_status::{Asked, ControlPlane, choose};
+use crate::cluster::{ADMIN_PORT, Cluster, has_sidecar, is_running};
 use crate::fetch::{Pages, url_of};
 use crate::output::{Output, print, rendered, table};
 
@@ -31,13 +35,17 @@ enum What {
 
 #[derive(Debug, ClapArgs)]
 struct Of {
-    /// The workload, such as `reviews-v1` or `reviews-v1.default`.
+    /// The workload, such as `reviews-v1` or `reviews-v1.default`; in a cluster a pod, or `deployment/NAME`.
     #[arg(value_name = "WORKLOAD", required_unless_present = "admin")]
     workload: Option<String>,
 
     /// Administration address of the proxy, where the control plane shall not be asked for it.
     #[arg(long, value_name = "URL")]
     admin: Option<Uri>,
+
+    /// Namespace of the pod.
+    #[arg(short, long, default_value = "default", value_name = "NAMESPACE")]
+    namespace: String,
 
     #[command(flatten)]
     control_plane: ControlPlane,
@@ -68,21 +76,64 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
 
 impl Of {
     async fn dump(&self) -> anyhow::Result<Value> {
+        const PAGE: &str = "/config_dump";
         let pages = Pages::default();
-        let admin = match (&self.admin, &self.workload) {
-            (Some(admin), _) => admin.clone(),
-            (None, Some(workload)) => {
-                let proxies = self.control_plane.proxies(&pages).await?;
-                let proxy = choose(&proxies, workload)?;
-                let admin = proxy.admin.map(url_of);
-                admin.ok_or_else(|| {
-                    anyhow::anyhow!("{} does not say where its administration is: pass --admin", proxy.name)
-                })?
-            }
+        let page = match (&self.admin, &self.workload) {
+            (Some(admin), _) => pages.get(admin, PAGE).await?,
+            (None, Some(workload)) => match self.control_plane.reach().await? {
+                Asked::Cluster(cluster) => {
+                    let (pod, namespace) = pod_of(&cluster, workload, &self.namespace).await?;
+                    cluster.page(&namespace, &pod, ADMIN_PORT, PAGE).await?
+                }
+                asked @ Asked::Address(_) => {
+                    let proxies = asked.proxies(&pages).await?;
+                    let proxy = choose(&proxies, workload)?;
+                    let admin = proxy.admin.map(url_of).ok_or_else(|| {
+                        anyhow::anyhow!("{} does not say where its administration is: pass --admin", proxy.name)
+                    })?;
+                    pages.get(&admin, PAGE).await?
+                }
+            },
             (None, None) => anyhow::bail!("name a workload, or pass --admin"),
         };
-        Ok(serde_json::from_slice(&pages.get(&admin, "/config_dump").await?)?)
+        Ok(serde_json::from_slice(&page)?)
     }
+}
+
+/// The pod that is meant by `pod`, `pod.namespace` or `deployment/name`: whether its proxy is connected or not.
+async fn pod_of(cluster: &Cluster, workload: &str, namespace: &str) -> anyhow::Result<(String, String)> {
+    if let Some((kind, name)) = workload.split_once('/') {
+        anyhow::ensure!(
+            matches!(kind, "deployment" | "deployments" | "deploy" | "pod" | "pods" | "po"),
+            "`{workload}`: name a pod, or deployment/NAME"
+        );
+        if kind.starts_with("po") {
+            return Ok((name.to_owned(), namespace.to_owned()));
+        }
+        let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
+        let selector = api.get(name).await?.spec.and_then(|spec| spec.selector.match_labels);
+        let labels: Vec<_> = selector
+            .iter()
+            .flatten()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        let pods = cluster.pods(Some(namespace), &labels.join(",")).await?;
+        let pod = pods.into_iter().find(|pod| is_running(pod) && has_sidecar(pod));
+        let name = pod.and_then(|pod| pod.metadata.name);
+        let name = name.ok_or_else(|| anyhow::anyhow!("no running pod of {workload} in {namespace} has a sidecar"))?;
+        return Ok((name, namespace.to_owned()));
+    }
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
+    if api.get_opt(workload).await?.is_some() {
+        return Ok((workload.to_owned(), namespace.to_owned()));
+    }
+    // Names of pods may hold dots themselves; namespaces may not.
+    if let Some((pod, namespace)) = workload.rsplit_once('.') {
+        return Ok((pod.to_owned(), namespace.to_owned()));
+    }
+    anyhow::bail!(
+        "no pod `{workload}` in namespace {namespace}; other namespaces are named by -n, or as {workload}.NAMESPACE"
+    )
 }
 
 fn outbound_of(dump: &Value) -> Value {

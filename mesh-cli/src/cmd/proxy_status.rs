@@ -5,6 +5,7 @@ use mesh_api::wire::ResourceType;
 use mesh_control::discovery::{ProxyStatus, SyncState, TypeStatus};
 
 use super::Verdict;
+use crate::cluster::{Access, Cluster};
 use crate::fetch::Pages;
 use crate::output::{Output, age, print, rendered, table};
 
@@ -33,26 +34,46 @@ pub(super) struct Args {
 /// Where the control plane is asked.
 #[derive(Debug, clap::Args)]
 pub(super) struct ControlPlane {
-    /// Status address of the control plane.
-    #[arg(
-        long,
-        env = "MESH_STATUS_URL",
-        default_value = "http://127.0.0.1:15014",
-        value_name = "URL"
-    )]
-    control_plane: Uri,
+    /// Status address of a control plane outside a cluster; without it every replica in the cluster is asked, and where
+    /// there is no kubeconfig http://127.0.0.1:15014.
+    #[arg(long, env = "MESH_STATUS_URL", value_name = "URL")]
+    control_plane: Option<Uri>,
+
+    #[command(flatten)]
+    access: Access,
+}
+
+/// Who is asked.
+pub(super) enum Asked {
+    /// One control plane, by address.
+    Address(Uri),
+    /// Every replica of a cluster.
+    Cluster(Cluster),
 }
 
 impl ControlPlane {
+    /// Finds out who is to be asked.
+    pub(super) async fn reach(&self) -> anyhow::Result<Asked> {
+        match &self.control_plane {
+            Some(address) => Ok(Asked::Address(address.clone())),
+            None if self.access.is_configured() => Ok(Asked::Cluster(self.access.connect().await?)),
+            None => Ok(Asked::Address(Uri::from_static("http://127.0.0.1:15014"))),
+        }
+    }
+}
+
+impl Asked {
     /// Connected proxies, by name.
     pub(super) async fn proxies(&self, pages: &Pages) -> anyhow::Result<Vec<ProxyStatus>> {
-        let page = pages.get(&self.control_plane, "/debug/syncz").await?;
-        Ok(serde_json::from_slice(&page)?)
+        match self {
+            Self::Address(address) => Ok(serde_json::from_slice(&pages.get(address, "/debug/syncz").await?)?),
+            Self::Cluster(cluster) => cluster.proxies().await,
+        }
     }
 }
 
 pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
-    let mut proxies = args.control_plane.proxies(&Pages::default()).await?;
+    let mut proxies = args.control_plane.reach().await?.proxies(&Pages::default()).await?;
     if let Some(workload) = &args.workload {
         let chosen = choose(&proxies, workload)?.clone();
         proxies = vec![chosen];
