@@ -27,6 +27,7 @@ pub mod logging;
 mod outbound;
 pub mod policy;
 mod resolve;
+pub mod resolver;
 mod run;
 pub mod status;
 mod stream;

@@ -4,16 +4,17 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::failure::Failure;
+use crate::resolver;
 
 /// As long as a connection may take.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// The first address of a host, by the system's resolver.
+/// The first address of a host.
 pub(crate) async fn address(host: &str, port: u16) -> Result<SocketAddr, Failure> {
-    let resolved = tokio::time::timeout(LIMIT, tokio::net::lookup_host((host, port))).await;
+    let resolved = tokio::time::timeout(LIMIT, resolver::system().lookup(host)).await;
     let error = match resolved {
-        Ok(Ok(mut addresses)) => match addresses.next() {
-            Some(address) => return Ok(address),
+        Ok(Ok(addresses)) => match addresses.first() {
+            Some(address) => return Ok(SocketAddr::new(*address, port)),
             None => "no address".to_owned(),
         },
         Ok(Err(error)) => error.to_string(),

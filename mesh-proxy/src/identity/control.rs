@@ -32,9 +32,9 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::store::CertStore;
+use crate::resolver;
 use crate::tls::{HANDSHAKE_TIMEOUT, provider, verify, with_reason};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A control plane that is gone must be noticed on a silent stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
@@ -183,8 +183,7 @@ impl ControlPlane {
         Box::pin(async move {
             let address = &self.config.address;
             let config = self.client_config(with_certificate)?;
-            let tcp = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect((&*address.host, address.port)));
-            let tcp = tcp.await.map_err(|_| named(address, io::ErrorKind::TimedOut.into()))?;
+            let tcp = resolver::connect(&address.host, address.port).await;
             let tcp = tcp.map_err(|error| named(address, error))?;
             tcp.set_nodelay(true)?;
             let tls = TlsConnector::from(Arc::new(config)).connect(address.name.clone(), tcp);

@@ -8,20 +8,23 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hyper_util::rt::TokioIo;
 use opentelemetry::trace::{self as otel, SpanContext, SpanId, Status, TraceFlags, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, SpanData, SpanEvents, SpanExporter as Exporter, SpanLinks,
     SpanProcessor as _,
 };
+use tonic::transport::{Channel, Endpoint};
 
 use super::propagation::{Outgoing, REQUEST_ID};
 use super::record::LogRecord;
 use super::recorder::ProcessMetrics;
 use super::trace::{SpanFacts, SpanKind};
+use crate::resolver;
 
 /// Spans that may wait for the collector.
 const QUEUE: usize = 2_048;
@@ -58,11 +61,12 @@ impl SpanSink {
         origin: &SpanOrigin,
         metrics: &ProcessMetrics,
     ) -> Result<Self, opentelemetry_otlp::ExporterBuildError> {
-        let exporter = SpanExporter::builder()
-            .with_tonic()
-            .with_endpoint(endpoint)
-            .with_timeout(TIMEOUT)
-            .build()?;
+        let builder = SpanExporter::builder().with_tonic().with_endpoint(endpoint);
+        let builder = match plaintext_channel(endpoint) {
+            Some(channel) => builder.with_channel(channel),
+            None => builder,
+        };
+        let exporter = builder.with_timeout(TIMEOUT).build()?;
         let counting = CountingExporter {
             exporter,
             exported: metrics.counter("mesh_spans_exported_total", "Spans that the collector accepted."),
@@ -179,6 +183,22 @@ impl<E: Exporter> Exporter for CountingExporter<E> {
     fn set_resource(&mut self, resource: &Resource) {
         self.exporter.set_resource(resource);
     }
+}
+
+/// Connections to an `http://` endpoint whose name this proxy resolves itself; `None` for anything else, which the exporter
+/// judges.
+fn plaintext_channel(endpoint: &str) -> Option<Channel> {
+    let endpoint = Endpoint::from_shared(endpoint.to_owned()).ok()?;
+    if endpoint.uri().scheme_str() != Some("http") {
+        return None;
+    }
+    let connector = tower::service_fn(|uri: http::Uri| async move {
+        let host = uri.host().unwrap_or_default();
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let stream = resolver::connect(host, uri.port_u16().unwrap_or(80)).await?;
+        Ok::<_, std::io::Error>(TokioIo::new(stream))
+    });
+    Some(endpoint.timeout(TIMEOUT).connect_with_connector_lazy(connector))
 }
 
 fn origin_attributes(origin: &SpanOrigin) -> Vec<KeyValue> {

@@ -16,10 +16,12 @@ use tokio::time::Instant;
 
 use super::cluster::Cluster;
 use super::registry::{Upstreams, lock};
+use crate::resolver;
 
 const REFRESH: Duration = Duration::from_secs(60);
 const REFRESH_AFTER_FAILURE: Duration = Duration::from_secs(5);
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// Long enough for the next name server when one is silent.
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// Names that are looked up at the same time.
 const LOOKUPS_MOST: usize = 32;
 
@@ -29,14 +31,13 @@ pub trait Lookup: Send + Sync + 'static {
     fn lookup(&self, name: &str) -> impl Future<Output = io::Result<Vec<IpAddr>>> + Send;
 }
 
-/// The operating system's resolver.
+/// The resolver of this process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemLookup;
 
 impl Lookup for SystemLookup {
     async fn lookup(&self, name: &str) -> io::Result<Vec<IpAddr>> {
-        let addresses = tokio::net::lookup_host((name, 0)).await?;
-        Ok(addresses.map(|address| address.ip()).collect())
+        Ok(resolver::system().lookup(name).await?)
     }
 }
 
