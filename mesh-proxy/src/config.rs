@@ -10,7 +10,9 @@ use clap::Args;
 use mesh_api::identity::{SpiffeId, TrustDomain};
 use mesh_api::names::WorkloadId;
 
+use crate::capture::{TO_APPLICATION_V4, TO_APPLICATION_V6};
 use crate::status::{Probers, Scrape};
+use crate::upstream::Source;
 
 /// The proxy beside one workload.
 #[derive(Clone, Debug, Args)]
@@ -83,6 +85,20 @@ pub struct Config {
         value_name = "ADDR:PORT=APP:PORT"
     )]
     pub inbound: Vec<InboundMapping>,
+
+    /// Take the connections that `mesh-proxy intercept` redirected instead of an explicit proxy and mapped ports: outbound
+    /// at the port of --outbound on loopback, inbound at --inbound-capture-port on all addresses.
+    #[arg(long, env = "MESH_CAPTURE", conflicts_with = "inbound")]
+    pub capture: bool,
+
+    /// Where redirected connections to the application arrive.
+    #[arg(
+        long,
+        env = "MESH_INBOUND_CAPTURE_PORT",
+        default_value_t = 15006,
+        value_name = "PORT"
+    )]
+    pub inbound_capture_port: u16,
 
     /// Administration: configuration dump, drain, log level. Loopback only.
     #[arg(
@@ -222,8 +238,24 @@ impl Config {
     /// Source address of upstream connections, where it has to be chosen: on one machine every workload has its own
     /// loopback address, and peers recognise each other by it.
     #[must_use]
-    pub fn source_address(&self) -> Option<IpAddr> {
-        (self.address.is_loopback() && self.address != IpAddr::V4(Ipv4Addr::LOCALHOST)).then_some(self.address)
+    pub fn source(&self) -> Source {
+        match self.address {
+            IpAddr::V4(Ipv4Addr::LOCALHOST) => Source::default(),
+            address if address.is_loopback() => Source::workload(address),
+            _ => Source::default(),
+        }
+    }
+
+    /// Source address of connections to the application: where connections are captured, these must not be.
+    #[must_use]
+    pub fn source_to_application(&self) -> Source {
+        if !self.capture {
+            return self.source();
+        }
+        Source {
+            v4: Some(TO_APPLICATION_V4),
+            v6: Some(TO_APPLICATION_V6),
+        }
     }
 
     /// Number of data-plane workers.

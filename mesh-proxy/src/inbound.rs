@@ -4,19 +4,17 @@
 //! ClientHello offers; PeerAuthentication says whether plaintext is taken. TLS of the application's own passes untouched
 //! where plaintext would.
 
+mod application;
+
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::HeaderValue;
-use mesh_api::model::{
-    Cluster as ClusterModel, Endpoint, EndpointAddress, EndpointSlice, EndpointSource, Forward, Health, Inbound,
-    MtlsMode, Protocol, ServiceRef, WeightedCluster, Workload,
-};
-use smallvec::smallvec;
+use mesh_api::model::{Inbound, MtlsMode, Protocol};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::capture::{self, Side};
 use crate::config::InboundMapping;
 use crate::detect::{Detected, detect};
 use crate::edges::Source;
@@ -29,116 +27,45 @@ use crate::policy::{self, AuthzRequest, DenyReason, Peer, RequestView, Verdict};
 use crate::stream::{Connection, Stream, local_addr};
 use crate::telemetry::SpanKind;
 use crate::tls::AlpnKind;
-use crate::upstream::Cluster;
 use crate::worker::Worker;
 use crate::{listener, tcp};
 
-/// A port of the workload, and the application behind it.
-pub(crate) struct Application {
-    /// The workload port.
-    pub port: u16,
-    /// One endpoint: the application.
-    pub cluster: Arc<Cluster>,
-    /// Forwards everything there.
-    pub rule: Forward,
-    /// Istio's name, `inbound|9080||`.
-    pub name: Arc<str>,
-}
-
-impl Application {
-    /// Prepares what forwards to the application of a mapping.
-    pub fn new(worker: &Worker, mapping: &InboundMapping) -> Rc<Self> {
-        let port = mapping.listen.port();
-        let host = format!("application-{}", mapping.application.ip()).parse();
-        let host = host.unwrap_or_else(|_| unreachable_host());
-        let model = ClusterModel {
-            service: ServiceRef {
-                host,
-                name: "inbound".into(),
-                namespace: "".into(),
-            },
-            port,
-            ..passthrough_model()
-        };
-        let endpoint = Endpoint {
-            address: EndpointAddress::Ip(mapping.application.ip()),
-            port: mapping.application.port(),
-            workload: Arc::new(Workload::default()),
-            weight: 1,
-            mutual_tls: false,
-            health: Health::Healthy,
-        };
-        let model = ClusterModel {
-            endpoints: EndpointSource::Slices(vec!["application".into()]),
-            ..model
-        };
-        let slice = Arc::new(EndpointSlice {
-            endpoints: vec![endpoint],
-        });
-        Rc::new(Self {
-            port,
-            cluster: worker.proxy.upstreams.cluster(Arc::new(model), &[slice]),
-            rule: single_leg(),
-            name: format!("inbound|{port}||").into(),
-        })
-    }
-}
-
-fn unreachable_host() -> mesh_api::names::Hostname {
-    // An address in text form is a host name.
-    #[allow(clippy::expect_used, reason = "a constant")]
-    "application".parse().expect("a host name")
-}
-
-/// A rule that sends everything to the first cluster, once.
-pub(crate) fn single_leg() -> Forward {
-    Forward {
-        clusters: smallvec![WeightedCluster {
-            cluster: 0,
-            weight: 1,
-            headers: Default::default()
-        }],
-        timeout: None,
-        retry: None,
-        rewrite: Default::default(),
-        mirrors: Vec::new(),
-    }
-}
-
-/// Istio's `PassthroughCluster`: the address that was asked for, in plaintext.
-pub(crate) fn passthrough_model() -> ClusterModel {
-    ClusterModel {
-        service: ServiceRef {
-            host: unreachable_host(),
-            name: "PassthroughCluster".into(),
-            namespace: "".into(),
-        },
-        port: 0,
-        subset: None,
-        selector: Default::default(),
-        location: mesh_api::model::Location::MeshExternal,
-        protocol: Protocol::Detect,
-        endpoints: EndpointSource::Passthrough,
-        balancer: Default::default(),
-        pool: Default::default(),
-        outlier: None,
-        retry_budget: None,
-        tls: mesh_api::model::ClientTls::Disable,
-        subject_alt_names: Vec::new(),
-        origins: Vec::new(),
-    }
-}
+pub(crate) use application::{Application, Applications, passthrough_model, single_leg};
 
 /// Accepts connections to one port of the workload, until a drain closes it.
 pub(crate) async fn serve(worker: Rc<Worker>, mapping: InboundMapping, listener: TcpListener) {
-    let application = Application::new(&worker, &mapping);
+    let application = Application::mapped(&worker, &mapping);
+    accept(&worker, listener, |stream, _| {
+        Some((application.clone(), local_addr(stream)))
+    })
+    .await;
+}
+
+/// Accepts connections to any port of the workload that interception redirected, until a drain closes it.
+pub(crate) async fn serve_captured(worker: Rc<Worker>, listener: TcpListener) {
+    accept(&worker, listener, |stream, peer| {
+        let original = capture::original_destination(stream, peer, Side::Inbound)?;
+        Some((worker.applications.at(&worker, original), original))
+    })
+    .await;
+}
+
+/// Hands connections on with what `find` makes of them: the application, and the address that the peer connected to.
+async fn accept(
+    worker: &Rc<Worker>,
+    listener: TcpListener,
+    find: impl Fn(&TcpStream, SocketAddr) -> Option<(Rc<Application>, SocketAddr)>,
+) {
     let drain = worker.proxy.drain.clone();
     let _open = drain.listener();
     let take = |(stream, peer)| {
-        if listener::has_room(drain.connections()) {
+        if !listener::has_room(drain.connections()) {
+            return;
+        }
+        if let Some((application, local)) = find(&stream, peer) {
             // Counted before anything runs, so that a drain does not overlook it.
             let open = drain.arrival();
-            let serving = connection(worker.clone(), application.clone(), stream, peer);
+            let serving = connection(worker.clone(), application, stream, peer, local);
             tokio::task::spawn_local(async move {
                 serving.await;
                 drop(open);
@@ -161,8 +88,13 @@ enum Carries {
     Tcp,
 }
 
-async fn connection(worker: Rc<Worker>, application: Rc<Application>, stream: TcpStream, peer: SocketAddr) {
-    let local = local_addr(&stream);
+async fn connection(
+    worker: Rc<Worker>,
+    application: Rc<Application>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    local: SocketAddr,
+) {
     let Some(policy) = worker.proxy.directory.inbound() else {
         return refused("policy_unavailable", peer);
     };

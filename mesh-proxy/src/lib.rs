@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod body;
+pub mod capture;
 pub mod cmd;
 pub mod config;
 pub mod detect;

@@ -36,6 +36,32 @@ pub fn bind_shared(
     workers: usize,
     purpose: &'static str,
 ) -> Result<Vec<std::net::TcpListener>, BindError> {
+    bind_each(address, workers, purpose, Families::Usual)
+}
+
+/// As [`bind_shared`], for one family only: the other has listeners of its own.
+pub(crate) fn bind_captured(
+    address: SocketAddr,
+    workers: usize,
+    purpose: &'static str,
+) -> Result<Vec<std::net::TcpListener>, BindError> {
+    bind_each(address, workers, purpose, Families::Own)
+}
+
+/// What an IPv6 socket takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Families {
+    /// As the system has it: usually both.
+    Usual,
+    Own,
+}
+
+fn bind_each(
+    address: SocketAddr,
+    workers: usize,
+    purpose: &'static str,
+    families: Families,
+) -> Result<Vec<std::net::TcpListener>, BindError> {
     let error = |source| BindError {
         address,
         purpose,
@@ -44,14 +70,14 @@ pub fn bind_shared(
     let mut listeners = Vec::with_capacity(workers);
     let mut address = address;
     for _ in 0..workers.max(1) {
-        let listener = bind(address, workers > 1).map_err(error)?;
+        let listener = bind(address, workers > 1, families).map_err(error)?;
         address = listener.local_addr().map_err(error)?;
         listeners.push(listener);
     }
     Ok(listeners)
 }
 
-fn bind(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
+fn bind(address: SocketAddr, shared: bool, families: Families) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM.nonblocking(),
@@ -60,6 +86,9 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> 
     socket.set_reuse_address(true)?;
     if shared {
         socket.set_reuse_port(true)?;
+    }
+    if families == Families::Own && address.is_ipv6() {
+        socket.set_only_v6(true)?;
     }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

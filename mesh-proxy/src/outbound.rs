@@ -1,6 +1,6 @@
 //! Connections of this workload's application.
 //!
-//! They come through the explicit proxy: plain requests name their destination themselves, and CONNECT makes a captured
+//! They are redirected here by interception, or come through the explicit proxy: plain requests name their destination themselves, and CONNECT makes a captured
 //! connection of the rest, as interception does. A captured connection is looked up by where it was meant to go, then its
 //! protocol is declared or detected: HTTP goes on to [`http::outbound`](crate::http::outbound), everything else to
 //! [`tcp`](crate::tcp). What the mesh does not know follows `outboundTrafficPolicy`.
@@ -13,6 +13,7 @@ use std::time::Duration;
 use mesh_api::model::{OutboundPolicy, Protocol};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::capture::{self, Side};
 use crate::detect::{Detected, detect};
 use crate::directory::{Destination, Lookup};
 use crate::http::exchange::Downstream;
@@ -61,6 +62,27 @@ pub(crate) async fn serve(worker: Rc<Worker>, listener: TcpListener) {
         }
         tokio::task::spawn_local(explicit(worker.clone(), stream, peer));
     }
+}
+
+/// Accepts connections that interception redirected.
+pub(crate) async fn serve_captured(worker: Rc<Worker>, listener: TcpListener) {
+    loop {
+        let (stream, peer) = listener::accept(&listener).await;
+        if !listener::has_room(worker.proxy.drain.connections()) {
+            continue;
+        }
+        let Some(original) = capture::original_destination(&stream, peer, Side::Outbound) else {
+            continue;
+        };
+        tokio::task::spawn_local(redirected(worker.clone(), stream, peer, original));
+    }
+}
+
+async fn redirected(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, original: SocketAddr) {
+    let _open = worker.proxy.drain.connection();
+    let downstream = Rc::new(Downstream::plaintext(peer, original));
+    let stream = Stream::Tcp(stream).fresh();
+    captured(worker, stream, downstream, Target::Address(original)).await;
 }
 
 async fn explicit(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {

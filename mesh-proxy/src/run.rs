@@ -15,7 +15,6 @@ use crate::directory::Directory;
 use crate::discovery::{Discovery, Limits};
 use crate::drain::{Drain, Stage};
 use crate::identity::{CertStore, ControlPlane, ControlPlaneConfig, IdentityClient, TokenSource};
-use crate::listener::bind_shared;
 use crate::logging::Logging;
 use crate::telemetry::{Options, Telemetry};
 use crate::tls::inbound::InboundTls;
@@ -68,20 +67,7 @@ async fn start(
     let _ = metrics::set_global_recorder(telemetry.recorder());
 
     // Addresses are taken before anything is asked of the network, so that a second proxy fails at once.
-    let outbound = bind_shared(config.outbound, workers, "outbound traffic")?;
-    let mut listeners: Vec<Listeners> = outbound
-        .into_iter()
-        .map(|outbound| Listeners {
-            outbound,
-            inbound: Vec::new(),
-        })
-        .collect();
-    for mapping in &config.inbound {
-        let bound = bind_shared(mapping.listen, workers, "inbound traffic")?;
-        for (own, listener) in listeners.iter_mut().zip(bound) {
-            own.inbound.push((*mapping, listener));
-        }
-    }
+    let listeners = Listeners::bind(&config, workers)?;
 
     let certificates = CertStore::new(TrustDomains::new(config.trust_domain.clone(), Vec::new()));
     let token = match (&config.token, &config.token_file) {

@@ -184,7 +184,11 @@ pub(crate) async fn carry(
     if let Some(edge) = &edge {
         edge.tcp_opened();
     }
-    match worker.pool.connect_tcp(cluster, endpoint, &worker.connector).await {
+    match worker
+        .pool
+        .connect_tcp(cluster, endpoint, worker.connector_of(kind))
+        .await
+    {
         Ok(upstream) => {
             ended.upstream_local = Some(upstream.io.facts().local);
             let facts = upstream.io.facts().clone();

@@ -23,7 +23,7 @@ pub(crate) mod testing;
 
 pub use clock::Clock;
 pub use cluster::{Cluster, NoEndpoint};
-pub use connect::{ConnectionFacts, Connector, UpstreamIo};
+pub use connect::{ConnectionFacts, Connector, Source, UpstreamIo};
 pub use endpoint::{Endpoint, EndpointState, InFlight, Lease, Security};
 pub use error::{ConnectFailure, SendError, SendErrorKind};
 pub use hash::{Hashed, hash_of};

@@ -145,6 +145,11 @@ impl Exchange {
         self.client
     }
 
+    /// Whether this side receives the request or makes it.
+    pub fn kind(&self) -> SpanKind {
+        self.kind
+    }
+
     /// Whether the request came to this workload rather than from it.
     pub fn is_inbound(&self) -> bool {
         self.kind == SpanKind::Server

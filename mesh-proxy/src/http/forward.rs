@@ -239,9 +239,8 @@ async fn one_try(
         HttpVersion::Http1 => UpstreamProto::Http1,
         HttpVersion::Http2 => UpstreamProto::Http2,
     };
-    let sending = worker
-        .pool
-        .send(cluster, endpoint, protocol, &worker.connector, request);
+    let connector = worker.connector_of(exchange.kind());
+    let sending = worker.pool.send(cluster, endpoint, protocol, connector, request);
     let sent = match limit {
         None => sending.await,
         Some(limit) => match tokio::time::timeout(limit, sending).await {

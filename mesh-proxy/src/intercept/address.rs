@@ -3,10 +3,8 @@
 
 use std::net::Ipv6Addr;
 
-use netlink_sys::protocols::NETLINK_ROUTE;
-
 use super::InterceptError;
-use super::netlink::{Conversation, HEADER};
+use super::netlink::{Conversation, HEADER, Part};
 
 /// Source of connections to the application.
 const ADDRESS: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
@@ -56,7 +54,7 @@ fn enabled() -> bool {
 }
 
 fn exchange(what: &'static str, kind: u16, flags: u16) -> Result<(), InterceptError> {
-    let conversation = Conversation::open(NETLINK_ROUTE, what)?;
+    let conversation = Conversation::open(Part::Routing, what)?;
     conversation.send(&message(kind, flags))?;
     conversation.acknowledged(1)
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
 use netlink_packet_netfilter::NetfilterMessage;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 use socket2::SockRef;
 
@@ -21,7 +22,15 @@ pub(super) const HEADER: usize = 16;
 /// A socket to one part of the kernel.
 pub(super) struct Conversation {
     socket: Socket,
+    part: Part,
     what: &'static str,
+}
+
+/// Whom a conversation is with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Netfilter,
+    Routing,
 }
 
 /// A datagram of answers is read message by message.
@@ -31,7 +40,11 @@ pub(super) struct Answers {
 }
 
 impl Conversation {
-    pub fn open(protocol: isize, what: &'static str) -> Result<Self, InterceptError> {
+    pub fn open(part: Part, what: &'static str) -> Result<Self, InterceptError> {
+        let protocol = match part {
+            Part::Netfilter => NETLINK_NETFILTER,
+            Part::Routing => NETLINK_ROUTE,
+        };
         let open = || {
             let mut socket = Socket::new(protocol)?;
             socket.bind_auto()?;
@@ -43,15 +56,15 @@ impl Conversation {
             Ok(socket)
         };
         match open() {
-            Ok(socket) => Ok(Self { socket, what }),
-            Err(error) => Err(refused(what, error)),
+            Ok(socket) => Ok(Self { socket, part, what }),
+            Err(error) => Err(refused(part, what, error)),
         }
     }
 
     pub fn send(&self, bytes: &[u8]) -> Result<(), InterceptError> {
         match self.socket.send(bytes, 0) {
             Ok(_) => Ok(()),
-            Err(error) => Err(refused(self.what, error)),
+            Err(error) => Err(refused(self.part, self.what, error)),
         }
     }
 
@@ -61,7 +74,7 @@ impl Conversation {
             match self.socket.recv(&mut bytes, 0) {
                 Ok(_) => return Ok(Answers { bytes, at: 0 }),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(refused(self.what, error)),
+                Err(error) => return Err(refused(self.part, self.what, error)),
             }
         }
     }
@@ -72,7 +85,7 @@ impl Conversation {
             let mut answers = self.receive()?;
             while let Some((answer, _)) = answers.next(self.what)? {
                 if let Some(error) = answer.refusal() {
-                    return Err(refused(self.what, error));
+                    return Err(refused(self.part, self.what, error));
                 }
                 if answer.number == number {
                     return Ok(());
@@ -88,7 +101,7 @@ impl Conversation {
             let mut answers = self.receive()?;
             while let Some((answer, bytes)) = answers.next(self.what)? {
                 if let Some(error) = answer.refusal() {
-                    return Err(refused(self.what, error));
+                    return Err(refused(self.part, self.what, error));
                 }
                 let unreadable = |error: netlink_packet_core::DecodeError| InterceptError::Answer {
                     what: self.what,
@@ -141,11 +154,13 @@ impl Answers {
     }
 }
 
-fn refused(what: &'static str, source: io::Error) -> InterceptError {
+fn refused(part: Part, what: &'static str, source: io::Error) -> InterceptError {
     use rustix::io::Errno;
     match Errno::from_io_error(&source) {
         Some(Errno::PERM | Errno::ACCESS) => InterceptError::NotPermitted(what),
-        Some(Errno::NOENT | Errno::OPNOTSUPP | Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT | Errno::INVAL) => {
+        Some(Errno::NOENT | Errno::OPNOTSUPP | Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT | Errno::INVAL)
+            if part == Part::Netfilter =>
+        {
             InterceptError::Unsupported { what, source }
         }
         _ => InterceptError::Kernel { what, source },

@@ -13,10 +13,9 @@ use netlink_packet_netfilter::nftables::{
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
-use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::InterceptError;
-use super::netlink::Conversation;
+use super::netlink::{Conversation, Part};
 use super::rules::{Action, Chain, Condition, Rule, Ruleset};
 
 const TABLE: &str = "mesh";
@@ -101,7 +100,7 @@ pub(super) fn check(ruleset: &Ruleset) -> Result<(), InterceptError> {
 }
 
 fn dump(what: &'static str, request: NfTablesMessage) -> Result<Vec<NetfilterMessage>, InterceptError> {
-    let conversation = Conversation::open(NETLINK_NETFILTER, what)?;
+    let conversation = Conversation::open(Part::Netfilter, what)?;
     let mut bytes = Vec::new();
     serialize(&mut bytes, request, NLM_F_DUMP, 1);
     conversation.send(&bytes)?;
@@ -167,7 +166,7 @@ impl Batch {
     }
 
     fn commit(mut self, what: &'static str) -> Result<(), InterceptError> {
-        let conversation = Conversation::open(NETLINK_NETFILTER, what)?;
+        let conversation = Conversation::open(Part::Netfilter, what)?;
         serialize(&mut self.bytes, ControlMessage::BatchBegin, 0, 0);
         let count = self.messages.len();
         let mut number = 0;

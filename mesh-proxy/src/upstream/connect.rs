@@ -1,7 +1,7 @@
 //! Connections to endpoints: TCP, and the mesh's mutual TLS where the endpoint has it.
 
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,8 +24,35 @@ use crate::tls::outbound::OutboundTls;
 pub struct Connector {
     /// Mutual TLS; without it endpoints that need it cannot be reached.
     pub tls: Option<Arc<OutboundTls>>,
-    /// Address to connect from: the workload's own, where proxies share a host without network namespaces.
-    pub source: Option<IpAddr>,
+    /// Addresses to connect from.
+    pub source: Source,
+}
+
+/// Which addresses connections come from, where the system is not to choose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Source {
+    /// Of connections over IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// Of connections over IPv6.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Source {
+    /// The workload's own address, where proxies share a host without network namespaces.
+    #[must_use]
+    pub fn workload(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => Self { v4: Some(v4), v6: None },
+            IpAddr::V6(v6) => Self { v4: None, v6: Some(v6) },
+        }
+    }
+
+    fn towards(self, destination: SocketAddr) -> Option<IpAddr> {
+        match destination {
+            SocketAddr::V4(_) => self.v4.map(IpAddr::from),
+            SocketAddr::V6(_) => self.v6.map(IpAddr::from),
+        }
+    }
 }
 
 /// What is known of a connection once it stands.
@@ -124,7 +151,7 @@ impl Connector {
         if let Some(keepalive) = keepalive {
             set_keepalive(&socket, keepalive)?;
         }
-        if let Some(source) = self.source.filter(|source| source.is_ipv4() == address.is_ipv4()) {
+        if let Some(source) = self.source.towards(address) {
             socket.bind(SocketAddr::new(source, 0))?;
         }
         socket.connect(address).await

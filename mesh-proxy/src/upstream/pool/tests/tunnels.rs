@@ -19,7 +19,7 @@ use crate::tls::inbound::InboundTls;
 use crate::tls::outbound::OutboundTls;
 use crate::tls::tests::Authority;
 use crate::upstream::testing::{Client, Server, endpoint, get, model, slice, until, worker};
-use crate::upstream::{Connector, SendErrorKind, UpstreamProto, Upstreams};
+use crate::upstream::{Connector, SendErrorKind, Source, UpstreamProto, Upstreams};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
 const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
@@ -156,7 +156,7 @@ fn the_meshs_mutual_tls_names_the_service_and_checks_the_endpoint() {
                     .set_endpoints(&[slice([mesh_endpoint(server.address, identity)])]);
                 client.connector = Rc::new(Connector {
                     tls: Some(Arc::new(OutboundTls::new(authority.store(CLIENT)))),
-                    source: None,
+                    source: Source::default(),
                 });
                 client.protocol = protocol;
                 if sni.is_some() {
@@ -203,7 +203,7 @@ fn plaintext_by_rule_is_plaintext_and_comes_from_the_workloads_address() {
         let source = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 77));
         client.connector = Rc::new(Connector {
             tls: None,
-            source: Some(source),
+            source: Source::workload(source),
         });
         let answer = client.send(get("/")).await.unwrap();
         assert!(!answer.connection.mutual_tls);
@@ -243,7 +243,7 @@ fn bytes_pass_through_tcp_with_and_without_tls() {
             client.cluster.set_endpoints(&[slice([facts])]);
             let connector = Connector {
                 tls: Some(Arc::new(OutboundTls::new(authority.store(CLIENT)))),
-                source: None,
+                source: Source::default(),
             };
             let endpoint = client.cluster.pick(None, &[]).unwrap();
             let mut tcp = client
