@@ -13,6 +13,7 @@ pub mod demo;
 pub mod envoy;
 pub mod exposition;
 pub mod grpc;
+pub mod netns;
 pub mod peers;
 pub mod plain;
 pub mod sample;
