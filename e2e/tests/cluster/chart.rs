@@ -95,7 +95,16 @@ fn an_api_server_takes_what_it_renders() -> anyhow::Result<()> {
             &["template", "mesh", &chart, "-n", namespace.name()],
             values,
         ))?;
-        let args = ["apply", "--dry-run=server", "--validate=strict", "-f", "-"];
+        // Server-side, so that objects of an installed release are no surprise.
+        let args = [
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--dry-run=server",
+            "--validate=strict",
+            "-f",
+            "-",
+        ];
         let outcome = tools::run("kubectl", &args, Some(&rendered), Duration::from_secs(120))?;
         assert!(outcome.success, "{values:?}: {}", outcome.stderr);
         assert!(outcome.stderr.is_empty(), "{values:?}: {}", outcome.stderr);

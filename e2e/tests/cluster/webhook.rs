@@ -86,7 +86,7 @@ const ROWS: [(&str, &str, Verdict); 18] = [
         "{hosts: [x.example], ports: [{number: 0, name: http}]}",
         Refused("spec.ports[0].number"),
     ),
-    ("Telemetry", "{}", Taken),
+    ("Telemetry", "{}", Warned("kind Telemetry")),
 ];
 
 fn manifest(kind: &str, spec: &str, name: &str) -> String {
