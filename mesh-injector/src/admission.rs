@@ -3,6 +3,8 @@
 
 use std::time::Instant;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use kube::core::DynamicObject;
@@ -183,8 +185,15 @@ fn parse<T: kube::Resource + DeserializeOwned>(body: &[u8]) -> Result<AdmissionR
         .map_err(|_| Unanswered::Body("it has no request".to_owned()))
 }
 
-fn write(response: AdmissionResponse) -> Result<Vec<u8>, Unanswered> {
-    serde_json::to_vec(&response.into_review()).map_err(|e| Unanswered::Answer(e.to_string()))
+fn write(mut response: AdmissionResponse) -> Result<Vec<u8>, Unanswered> {
+    let failed = |e: serde_json::Error| Unanswered::Answer(e.to_string());
+    let patch = response.patch.take().map(|patch| BASE64_STANDARD.encode(patch));
+    let mut review = serde_json::to_value(response.into_review()).map_err(failed)?;
+    if let Some(patch) = patch {
+        // The API has base64 here; the type would write a list of numbers.
+        review["response"]["patch"] = patch.into();
+    }
+    serde_json::to_vec(&review).map_err(failed)
 }
 
 #[cfg(test)]

@@ -15,4 +15,6 @@ pub mod run;
 pub mod selector;
 pub mod server;
 mod status;
+#[cfg(test)]
+mod testing;
 pub mod validation;

@@ -10,6 +10,9 @@ use serde_json::{Map, Value, json};
 
 use crate::names::{PROXY_PORTS, STATUS_PORT};
 
+/// The longest that the proxy lets a check take.
+const HOOK_TIMEOUT_SECONDS: i32 = 3600;
+
 /// What the proxy is to ask for each path on port 15020, in the form of Istio's `ISTIO_KUBE_APP_PROBERS`.
 pub type Probers = BTreeMap<String, Value>;
 
@@ -117,19 +120,25 @@ impl Rewriter<'_> {
 
     fn hook(&mut self, hook: &mut LifecycleHandler, at: &Place, page: &str) {
         let path = format!("/app-lifecycle/{}/{page}", at.container);
-        let prober = if let Some(get) = &hook.http_get {
-            self.http_get(get, at, page).map(|get| json!({ "httpGet": get }))
+        let mut prober = Map::new();
+        if let Some(get) = &hook.http_get {
+            let Some(get) = self.http_get(get, at, page) else {
+                return;
+            };
+            prober.insert("httpGet".to_owned(), get);
         } else if let Some(socket) = &hook.tcp_socket {
-            self.tcp_socket(socket, at, page)
-                .map(|socket| json!({ "tcpSocket": socket }))
+            let Some(socket) = self.tcp_socket(socket, at, page) else {
+                return;
+            };
+            prober.insert("tcpSocket".to_owned(), socket);
         } else {
-            None
-        };
-        if let Some(prober) = prober {
-            self.probers.insert(path.clone(), prober);
-            hook.http_get = Some(through_proxy(path));
-            hook.tcp_socket = None;
+            return;
         }
+        // The kubelet gives hooks as long as the pod has; a probe's second would cut them short.
+        prober.insert("timeoutSeconds".to_owned(), HOOK_TIMEOUT_SECONDS.into());
+        self.probers.insert(path.clone(), Value::Object(prober));
+        hook.http_get = Some(through_proxy(path));
+        hook.tcp_socket = None;
     }
 
     fn http_get(&mut self, get: &HTTPGetAction, at: &Place, page: &str) -> Option<Value> {

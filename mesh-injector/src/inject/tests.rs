@@ -3,6 +3,7 @@
 mod decisions;
 mod offline;
 mod pods;
+mod probes;
 
 use serde_json::Value;
 
@@ -56,6 +57,14 @@ pub(super) fn injected(pod: &Pod, around: &Surroundings, config: &InjectorConfig
             (value, warnings)
         }
         other => panic!("not injected: {other:?}"),
+    }
+}
+
+/// As [`labelled_namespace`], where native sidecars cannot run.
+pub(super) fn classic() -> Surroundings {
+    Surroundings {
+        native_sidecars: false,
+        ..labelled_namespace()
     }
 }
 
