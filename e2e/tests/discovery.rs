@@ -180,6 +180,7 @@ impl Resources for World {
         };
         Resolved {
             answer,
+            objects: Arc::default(),
             depends: Arc::new([Key::of(kind.label(), &*meant)]),
         }
     }

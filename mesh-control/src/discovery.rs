@@ -19,6 +19,7 @@ mod subscriptions;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use mesh_api::identity::SpiffeId;
+use mesh_api::names::ObjectRef;
 use mesh_api::wire::discovery::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
@@ -35,7 +37,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-pub use status::{ProxyStatus, SyncState, TypeStatus};
+pub use status::{Programmed, ProxyStatus, SyncState, TypeStatus};
 
 use crate::ca::{Authenticator, PeerInfo};
 use hints::Hints;
@@ -135,6 +137,13 @@ impl Discovery {
     #[must_use]
     pub fn status(&self) -> Vec<ProxyStatus> {
         self.shared.registry.snapshot(&self.shared.control_plane)
+    }
+
+    /// On how many of the connected proxies each policy object is programmed. Objects that no proxy holds anything of are
+    /// left out. `applied` says in which generation an object last changed.
+    #[must_use]
+    pub fn programmed(&self, applied: impl Fn(&ObjectRef) -> u64) -> HashMap<ObjectRef, Programmed> {
+        self.shared.registry.programmed(applied)
     }
 }
 

@@ -12,7 +12,7 @@ pub mod secrets;
 pub mod token_review;
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 
 use std::collections::BTreeMap;
 

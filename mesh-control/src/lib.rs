@@ -7,6 +7,7 @@ pub mod discovery;
 pub mod grpc;
 pub mod hook;
 pub mod kube;
+pub mod objects;
 pub mod run;
 pub mod source;
 pub mod status;

@@ -248,6 +248,12 @@ impl World {
         self.mesh_configs.first().map(|(_, spec)| &**spec)
     }
 
+    /// The object that has the mesh's settings. Its key is [`key::mesh`].
+    #[must_use]
+    pub fn mesh_config_age(&self) -> Option<&Age> {
+        self.mesh_configs.first().map(|(age, _)| age)
+    }
+
     /// Trust domain of the mesh's identities; it never changes.
     #[must_use]
     pub fn trust_domain(&self) -> &TrustDomain {

@@ -31,6 +31,7 @@ pub fn policies(reader: &Reader<'_>, workload: &Workload) -> Vec<AuthorizationPo
         .iter()
         .chain(of_namespace)
         .filter(|policy| policy.in_force && policy.selects(&workload.labels))
+        .inspect(|written| reader.credit(&written.age))
         .filter_map(|written| policy(reader.world, written))
         .collect()
 }

@@ -43,6 +43,7 @@ pub fn expand<'v>(reader: &Reader<'v>, object: &'v Arc<VirtualService>) -> Vec<R
             .get(namespace.unwrap_or(own), written.name.as_deref().unwrap_or_default())
             .filter(|delegate| delegate.hosts.is_empty() && delegate.export.shows(own));
         let Some(delegate) = delegate else { continue };
+        reader.credit(&delegate.age);
         for (index, inner) in delegate.http.iter().enumerate() {
             if inner.delegate.is_none()
                 && let Some(merged) = merge(rule, inner)

@@ -8,7 +8,7 @@ use mesh_api::model::{
 use smallvec::{SmallVec, smallvec};
 
 use super::cluster::Clusters;
-use super::endpoints::{Part, SliceName};
+use super::endpoints::{Part, SliceName, credit_service};
 use super::lookup::{Found, Target, reference};
 use super::{Reader, matches, route, routing};
 use crate::world::{VirtualService, key};
@@ -18,6 +18,7 @@ use crate::world::{VirtualService, key};
 pub fn destination(reader: &Reader<'_>, target: &Target) -> Option<Destination> {
     // The target was found by facts that are the asker's; what is compiled of it depends on the objects themselves.
     if let Target::Service(found) | Target::Workload { service: found, .. } = target {
+        credit_service(reader, &found.service);
         for host in &found.service.hosts {
             reader.note(key::service(host));
         }

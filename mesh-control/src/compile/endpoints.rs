@@ -13,7 +13,7 @@ use mesh_api::names::WorkloadId;
 use super::Reader;
 use super::inbound::mtls_mode;
 use super::lookup::{Found, Hosts, services};
-use crate::world::{Address, Member, Service, Workload, World, key, parts};
+use crate::world::{Address, Age, KUBERNETES, Member, Origin, Service, Workload, World, key, parts};
 
 /// The name of a slice: `<host>:<port>/<namespace>/<part>-<parts>`, and `<host>:<port>/<namespace>/=<workload>` for one
 /// workload that is asked for by its own address.
@@ -140,12 +140,14 @@ pub fn slice(reader: &Reader<'_>, name: &SliceName) -> Option<EndpointSlice> {
     }
     let mut endpoints: BTreeMap<Arc<str>, Endpoint> = BTreeMap::new();
     for service in &all {
+        credit_service(reader, service);
         let mut members = members(reader, service, &name.part);
         if resolved_by_name(service) && reader.world.registry.size(service) == 0 && name.part.holds(&name.host) {
             members.push(Arc::new(Workload::outside(&service.age, &name.host)).into());
         }
         for member in &members {
             if let Some(endpoint) = endpoint(reader, service, name.port, member) {
+                credit_entry(reader, &member.workload);
                 endpoints.entry(member.name().clone()).or_insert(endpoint);
             }
         }
@@ -192,6 +194,21 @@ fn endpoint(reader: &Reader<'_>, service: &Service, port: u16, member: &Member) 
         mutual_tls,
         health: Health::Healthy,
     })
+}
+
+/// Notes the ServiceEntry that a service is.
+pub fn credit_service(reader: &Reader<'_>, service: &Service) {
+    if service.age.kind != KUBERNETES {
+        reader.credit(&service.age);
+    }
+}
+
+/// Notes the WorkloadEntry that a workload is, if it is one.
+pub fn credit_entry(reader: &Reader<'_>, workload: &Workload) {
+    let known = reader.world.registry.workload(&workload.id);
+    if known.is_some_and(|known| known.origin == Origin::Entry && **known == *workload) {
+        reader.credit(&Age::of_workload_entry(&workload.id));
+    }
 }
 
 /// What proxies hold of a workload.

@@ -7,7 +7,7 @@ use mesh_api::crd::peer_authentication::MutualTlsMode;
 use mesh_api::model::{Inbound, InboundPort, MtlsMode, Protocol};
 use mesh_api::names::WorkloadId;
 
-use super::endpoints::workload_facts;
+use super::endpoints::{credit_entry, credit_service, workload_facts};
 use super::lookup::reference;
 use super::{Reader, authorization};
 use crate::world::{PeerAuthentication, Selected, Workload, key};
@@ -25,7 +25,9 @@ pub fn inbound(reader: &Reader<'_>, id: &WorkloadId) -> Option<Inbound> {
         .map(|port| (*port, declared(*port, Protocol::Detect, &authentication)))
         .collect();
     let mut undeclared: Vec<u16> = ports.keys().copied().collect();
+    credit_entry(reader, workload);
     for service in reader.world.registry.serving(workload) {
+        credit_service(reader, &service);
         for service_port in &service.ports {
             let Some(number) = service_port.at(workload) else {
                 continue;
@@ -90,15 +92,16 @@ impl Authentication {
             security.authentication(namespace)
         };
         let general = |list: &'_ [Arc<PeerAuthentication>]| {
-            list.iter()
-                .find(|policy| policy.selector.is_none())
-                .and_then(|policy| policy.mode)
+            let policy = list.iter().find(|policy| policy.selector.is_none())?;
+            reader.credit(&policy.age);
+            policy.mode
         };
         let specific = of_root
             .iter()
             .chain(of_namespace)
             .filter(|policy| policy.selector.is_some() && policy.selects(&workload.labels))
-            .min_by(|a, b| a.age.cmp(&b.age));
+            .min_by(|a, b| a.age.cmp(&b.age))
+            .inspect(|policy| reader.credit(&policy.age));
         let mode = specific
             .and_then(|policy| policy.mode)
             .or_else(|| general(of_namespace))

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use mesh_api::model::ServiceRef;
 
 use super::{Reader, routing};
-use crate::world::{Member, Service, ServicePort, Workload, hosts, key};
+use crate::world::{Address, Member, Service, ServicePort, Workload, hosts, key};
+
+/// How many other names in a row may stand for one another.
+const MAX_ALIASES: usize = 8;
 
 /// What a name leads to.
 #[derive(Clone, Debug)]
@@ -104,6 +107,9 @@ pub fn lookup(reader: &Reader<'_>, host: &str, port: u16) -> Option<Target> {
             return Some(Target::Service(found));
         }
     }
+    if let Some(target) = of_hostname(reader, host, port) {
+        return Some(target);
+    }
     let full = candidates.last().map_or(host, String::as_str);
     if let Ok(found) = service_port(reader, full, port, Hosts::Covering) {
         return Some(Target::Service(found));
@@ -132,20 +138,60 @@ pub enum Hosts {
 /// # Errors
 /// When there is no such service, or it has no such port.
 pub fn service_port(reader: &Reader<'_>, host: &str, port: u16, wildcards: Hosts) -> Result<Found, NotFound> {
-    let services = services(reader, host, wildcards);
-    if services.is_empty() {
-        return Err(NotFound::Host);
+    let mut host: Arc<str> = host.into();
+    for _ in 0..MAX_ALIASES {
+        let all = services(reader, &host, wildcards);
+        if all.is_empty() {
+            return Err(NotFound::Host);
+        }
+        // Another name for a service of the mesh is that service; for anything else it is a service outside.
+        let alias = all.iter().find_map(|service| service.alias.clone());
+        let alias = alias.filter(|alias| *alias != host && !services(reader, alias, Hosts::Exact).is_empty());
+        let Some(alias) = alias else {
+            let found = all.iter().find_map(|service| {
+                Some(Found {
+                    host: host.clone(),
+                    port: service.port(port)?.clone(),
+                    service: service.clone(),
+                })
+            });
+            return found.ok_or(NotFound::Port);
+        };
+        host = alias;
     }
-    services
-        .iter()
-        .find_map(|service| {
-            Some(Found {
-                host: host.into(),
-                port: service.port(port)?.clone(),
+    Err(NotFound::Host)
+}
+
+/// The pod that has a host name of its own under a headless Service, on a port of the pod's.
+fn of_hostname(reader: &Reader<'_>, host: &str, port: u16) -> Option<Target> {
+    let (hostname, name, namespace) = hosts::pod_name(host, &reader.world.options().cluster_domain)?;
+    let namespace = match &namespace {
+        Some(namespace) => namespace,
+        None => &**reader.client_namespace(),
+    };
+    let host = format!("{name}.{namespace}.svc.{}", reader.world.options().cluster_domain);
+    services(reader, &host, Hosts::Exact).into_iter().find_map(|service| {
+        reader.note(key::part(&host, 0, 1));
+        let member = reader.world.registry.member_of_hostname(&service, &hostname)?;
+        reader.note(key::workload(&member.workload.id));
+        let Some(Address::Ip(address)) = member.address() else {
+            return None;
+        };
+        let found = service
+            .ports
+            .iter()
+            .find(|candidate| member.port(candidate) == Some(port))?;
+        Some(Target::Workload {
+            address: *address,
+            port,
+            service: Found {
+                host: host.as_str().into(),
+                port: found.clone(),
                 service: service.clone(),
-            })
+            },
+            workload: member.workload,
         })
-        .ok_or(NotFound::Port)
+    })
 }
 
 /// Services at a host that the client sees, of one namespace: the client's own if it has one, else that of the oldest.

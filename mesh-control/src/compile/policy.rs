@@ -77,6 +77,7 @@ impl Rules {
             for candidates in &found {
                 let rules = applicable(reader, candidates, namespace, same_for_all);
                 if !rules.is_empty() {
+                    rules.iter().for_each(|rule| reader.credit(&rule.age));
                     return Self { rules };
                 }
             }

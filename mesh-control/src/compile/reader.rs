@@ -1,14 +1,14 @@
 //! Reading the world while taking notes.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use mesh_api::model::Labels;
-use mesh_api::names::WorkloadId;
+use mesh_api::names::{ObjectRef, WorkloadId};
 
-use crate::world::{Key, World, key};
+use crate::world::{Age, Key, World, key};
 
 /// What rules may ask of the workload whose traffic they are for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +91,18 @@ pub struct Reader<'w> {
     client: &'w ClientFacts,
     keys: RefCell<HashSet<Key>>,
     view: RefCell<View>,
+    objects: RefCell<BTreeSet<ObjectRef>>,
+}
+
+/// What a reader noted.
+#[derive(Debug)]
+pub struct Notes {
+    /// Facts of the world.
+    pub depends: Vec<Key>,
+    /// Facts of the client.
+    pub view: View,
+    /// Policy objects that had a say.
+    pub objects: Vec<ObjectRef>,
 }
 
 impl<'w> Reader<'w> {
@@ -102,6 +114,7 @@ impl<'w> Reader<'w> {
             client,
             keys: RefCell::default(),
             view: RefCell::default(),
+            objects: RefCell::default(),
         }
     }
 
@@ -141,10 +154,19 @@ impl<'w> Reader<'w> {
         self.view.borrow().name()
     }
 
-    /// The notes: facts of the world, and of the client.
+    /// Notes that a policy object has a say in what is compiled.
+    pub fn credit(&self, object: &Age) {
+        self.objects.borrow_mut().insert(object.origin());
+    }
+
+    /// The notes.
     #[must_use]
-    pub fn finish(self) -> (Vec<Key>, View) {
-        (self.keys.into_inner().into_iter().collect(), self.view.into_inner())
+    pub fn finish(self) -> Notes {
+        Notes {
+            depends: self.keys.into_inner().into_iter().collect(),
+            view: self.view.into_inner(),
+            objects: self.objects.into_inner().into_iter().collect(),
+        }
     }
 
     /// The mesh's root namespace.

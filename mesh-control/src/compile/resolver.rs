@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 use bytes::Bytes;
+use mesh_api::crd::ObjectRef as PolicyRef;
 use mesh_api::identity::SpiffeId;
-use mesh_api::names::WorkloadId;
+use mesh_api::names::{ObjectRef, WorkloadId};
 use mesh_api::wire::{self, ResourceType};
 use tokio::sync::broadcast;
 
@@ -34,6 +35,8 @@ pub struct Resolver {
     cache: Mutex<Cache>,
     changes: broadcast::Sender<Arc<Change>>,
     generation: AtomicU64,
+    /// The generation in which each policy object last changed.
+    applied: Mutex<HashMap<PolicyRef, u64>>,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +53,7 @@ type Question = (ResourceType, Arc<str>);
 struct Variant {
     view: View,
     depends: Arc<[Key]>,
+    objects: Arc<[ObjectRef]>,
     answer: Answer,
 }
 
@@ -62,6 +66,7 @@ impl Resolver {
             cache: Mutex::default(),
             changes: broadcast::channel(CHANGE_BACKLOG).0,
             generation: AtomicU64::new(0),
+            applied: Mutex::default(),
         }
     }
 
@@ -69,11 +74,24 @@ impl Resolver {
     pub fn apply<'e>(&self, events: impl IntoIterator<Item = &'e Event>) {
         let at = Instant::now();
         let mut keys = HashSet::new();
+        let generation = self.generation() + 1;
         {
             let mut world = self.world.write().unwrap_or_else(PoisonError::into_inner);
+            let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
             for event in events {
+                match event {
+                    Event::Applied(object) => {
+                        applied.insert(object.reference(), generation);
+                    }
+                    Event::Deleted(reference) => {
+                        applied.remove(reference);
+                    }
+                    Event::Observed(_) | Event::Vanished(_) | Event::Synced => {}
+                }
                 keys.extend(world.apply(event));
             }
+            // Also where nothing is touched, since an object may have changed in a way that changes nothing.
+            self.generation.store(generation, Ordering::Relaxed);
             if keys.is_empty() {
                 return;
             }
@@ -81,12 +99,19 @@ impl Resolver {
             self.cache().invalidate(&keys);
         }
         let change = Change {
-            generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,
+            generation,
             touched: Touched::Keys(keys),
             at,
         };
         // Without receivers nobody needs to know.
         let _ = self.changes.send(Arc::new(change));
+    }
+
+    /// The generation in which a policy object last changed, 0 for one that was never applied.
+    #[must_use]
+    pub fn applied(&self, object: &PolicyRef) -> u64 {
+        let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        applied.get(object).copied().unwrap_or_default()
     }
 
     /// The world as it is now. Do not keep it: events wait meanwhile.
@@ -113,12 +138,13 @@ impl Resolver {
         let asked = name.split_once('@').map_or(name, |(name, _)| name);
         let reader = Reader::new(world, client);
         let target = split(asked).and_then(|(host, port)| lookup(&reader, host, port));
-        let (looked_up, view) = reader.finish();
-        let looked_up = with_client(looked_up.into(), &view, client);
+        let notes = reader.finish();
+        let looked_up = with_client(notes.depends.into(), &notes.view, client);
         let Some(target) = target else {
             return Resolved {
                 answer: Answer::NotFound,
                 depends: looked_up,
+                objects: Arc::default(),
             };
         };
         let canonical: Arc<str> = canonical(&target).into();
@@ -133,6 +159,7 @@ impl Resolver {
         Resolved {
             depends: looked_up.iter().chain(&*compiled.depends).copied().collect(),
             answer: compiled.answer,
+            objects: compiled.objects,
         }
     }
 
@@ -148,10 +175,11 @@ impl Resolver {
         }
         let reader = Reader::new(world, client);
         let compiled = compile(&reader, &|| reader.view_name());
-        let (depends, view) = reader.finish();
+        let notes = reader.finish();
         let variant = Variant {
-            view,
-            depends: depends.into(),
+            view: notes.view,
+            depends: notes.depends.into(),
+            objects: notes.objects.into(),
             answer: match compiled {
                 Some((name, bytes)) => Answer::Resource {
                     name,
@@ -212,6 +240,7 @@ impl Variant {
         Resolved {
             answer: self.answer.clone(),
             depends: with_client(self.depends.clone(), &self.view, client),
+            objects: self.objects.clone(),
         }
     }
 }
@@ -284,10 +313,15 @@ impl Resources for Resolver {
             return Resolved {
                 answer: Answer::NotFound,
                 depends: Arc::default(),
+                objects: Arc::default(),
             };
         }
         let facts = ClientFacts::of(&world, &client.workload);
         self.answer(&world, &facts, kind, name)
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 
     fn changes(&self) -> broadcast::Receiver<Arc<Change>> {

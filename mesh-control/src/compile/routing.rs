@@ -15,6 +15,7 @@ pub fn virtual_service(reader: &Reader<'_>, host: &str) -> Option<Arc<VirtualSer
         let claiming: Vec<_> = reader.world.routing.claiming(&pattern).cloned().collect();
         let (named, implied): (Vec<_>, Vec<_>) = claiming.into_iter().partition(|object| !object.hosts.is_empty());
         if let Some(chosen) = first_visible(reader, &named).or_else(|| first_visible(reader, &implied)) {
+            reader.credit(&chosen.age);
             return Some(chosen);
         }
     }

@@ -20,6 +20,9 @@ pub fn settings(reader: &Reader<'_>) -> MeshSettings {
     reader.note(key::owned());
     let default = MeshConfigSpec::default();
     let config = reader.world.mesh_config().unwrap_or(&default);
+    if let Some(age) = reader.world.mesh_config_age() {
+        reader.credit(age);
+    }
     let text = |text: &Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(Arc::<str>::from);
     MeshSettings {
         trust_domain: reader.world.trust_domain().clone(),

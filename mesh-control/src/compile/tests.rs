@@ -1,6 +1,7 @@
 //! Semantics as tables: manifests in, compiled model out, one row per sentence of the specification.
 
 mod basics;
+mod cluster;
 mod delegate;
 mod incremental;
 mod lookup;
@@ -19,6 +20,7 @@ use serde_json::Value;
 
 use super::{ClientFacts, Reader, SliceName};
 use crate::source::Event;
+use crate::source::cluster::{ClusterKind, ClusterObject};
 use crate::world::{Options, World};
 
 /// The demo's services in short: `reviews` in three versions on two ports, `orders`, and a client of it.
@@ -95,8 +97,8 @@ impl Mesh {
     }
 
     pub fn add(&mut self, manifests: &str) {
-        for object in objects(manifests) {
-            self.world.apply(&Event::Applied(Arc::new(object)));
+        for event in events(manifests) {
+            self.world.apply(&event);
         }
     }
 
@@ -159,20 +161,39 @@ impl Mesh {
 }
 
 /// Reads manifests as a source does; namespace `default` where none is written.
-pub(super) fn objects(manifests: &str) -> Vec<Object> {
-    manifests
+pub(super) fn events(manifests: &str) -> Vec<Event> {
+    let documents = manifests
         .split("\n---\n")
-        .filter(|document| !document.trim().is_empty())
-        .map(|document| {
-            let value: Value = serde_saphyr::from_str(document).unwrap_or_else(|error| panic!("{error}:\n{document}"));
-            let kind = Kind::from_name(value["kind"].as_str().unwrap()).unwrap();
-            let mut object = Object::from_value(kind, value).unwrap_or_else(|error| panic!("{error}:\n{document}"));
-            if kind.is_namespaced() && object.namespace().is_empty() {
-                object.metadata_mut().namespace = Some("default".into());
-            }
-            object
-        })
-        .collect()
+        .filter(|document| !document.trim().is_empty());
+    documents.map(event).collect()
+}
+
+fn event(document: &str) -> Event {
+    let mut value: Value = serde_saphyr::from_str(document).unwrap_or_else(|error| panic!("{error}:\n{document}"));
+    let name = value["kind"].as_str().unwrap().to_owned();
+    if let Some(kind) = ClusterKind::ALL.into_iter().find(|kind| kind.as_str() == name) {
+        let namespaced = !matches!(kind, ClusterKind::Node | ClusterKind::ServiceCidr);
+        if namespaced && value["metadata"]["namespace"].is_null() {
+            value["metadata"]["namespace"] = "default".into();
+        }
+        let object = ClusterObject::from_value(kind, value);
+        return Event::Observed(object.unwrap_or_else(|error| panic!("{error}:\n{document}")));
+    }
+    let kind = Kind::from_name(&name).unwrap();
+    let mut object = Object::from_value(kind, value).unwrap_or_else(|error| panic!("{error}:\n{document}"));
+    if kind.is_namespaced() && object.namespace().is_empty() {
+        object.metadata_mut().namespace = Some("default".into());
+    }
+    Event::Applied(Arc::new(object))
+}
+
+/// As [`events`], of policy kinds only.
+pub(super) fn objects(manifests: &str) -> Vec<Object> {
+    let all = events(manifests).into_iter().map(|event| match event {
+        Event::Applied(object) => Arc::unwrap_or_clone(object),
+        other => panic!("{other:?}"),
+    });
+    all.collect()
 }
 
 pub(super) fn forward(route: &HttpRoute) -> &Forward {

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use mesh_api::identity::SpiffeId;
-use mesh_api::names::WorkloadId;
+use mesh_api::names::{ObjectRef, WorkloadId};
 use mesh_api::wire::ResourceType;
 use tokio::sync::broadcast;
 
@@ -35,6 +35,11 @@ pub trait Resources: Send + Sync + 'static {
     /// What a subscribed name means to a client now.
     fn resolve(&self, client: &Client, kind: ResourceType, name: &str) -> Resolved;
 
+    /// How many changes there have been; 0 where nobody counts.
+    fn generation(&self) -> u64 {
+        0
+    }
+
     /// Changes of the world from now on. A change is sent after `resolve` answers from the new world. A receiver that
     /// lags loses nothing: it then treats everything as touched.
     fn changes(&self) -> broadcast::Receiver<Arc<Change>>;
@@ -48,6 +53,8 @@ pub struct Resolved {
     /// Facts that the answer was computed from, absent ones included: a change that touches none of them leaves the answer
     /// as it is. Shared, so that an implementation can hand the same list to all clients of a view.
     pub depends: Arc<[Key]>,
+    /// Policy objects that have a say in the answer.
+    pub objects: Arc<[ObjectRef]>,
 }
 
 /// What a name means to a client.

@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use mesh_api::names::ObjectRef;
 use mesh_api::wire::ResourceType;
 use mesh_api::wire::discovery::Node;
 use serde::{Deserialize, Serialize};
 
 use super::resources::Client;
+use super::subscriptions::Subscriptions;
 
 /// One connected proxy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,6 +69,15 @@ pub enum SyncState {
     Error,
 }
 
+/// On how many proxies a policy object is programmed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Programmed {
+    /// Those that act on all that the object has a say in, as the object is now.
+    pub on: usize,
+    /// Those that hold anything that the object has a say in.
+    pub of: usize,
+}
+
 /// Status of all streams of this control plane.
 #[derive(Default)]
 pub(super) struct Registry {
@@ -83,6 +94,7 @@ pub(super) struct StreamStatus {
     pub(super) admin: Option<SocketAddr>,
     pub(super) since: Instant,
     types: Mutex<[TypeRecord; ResourceType::ALL.len()]>,
+    subscriptions: Arc<Mutex<Subscriptions>>,
 }
 
 #[derive(Clone, Default)]
@@ -120,8 +132,31 @@ impl Registry {
         self.lock().remove(&id);
     }
 
-    /// Connected proxies by name; of several streams of one workload, the newest.
+    /// On how many proxies each policy object is programmed; `applied` says in which generation it last changed.
+    pub(super) fn programmed(&self, applied: impl Fn(&ObjectRef) -> u64) -> HashMap<ObjectRef, Programmed> {
+        let mut programmed: HashMap<ObjectRef, Programmed> = HashMap::new();
+        for stream in self.newest().values() {
+            let (objects, generation) = stream.objects();
+            for (object, settled) in objects {
+                let current = settled && applied(&object) <= generation;
+                let count = programmed.entry(object).or_default();
+                count.of += 1;
+                count.on += usize::from(current);
+            }
+        }
+        programmed
+    }
+
+    /// Connected proxies by name.
     pub(super) fn snapshot(&self, control_plane: &str) -> Vec<ProxyStatus> {
+        let newest = self.newest().into_iter();
+        newest
+            .map(|(name, stream)| stream.status(name, control_plane))
+            .collect()
+    }
+
+    /// Streams by workload; of several of one workload, the newest.
+    fn newest(&self) -> BTreeMap<String, Arc<StreamStatus>> {
         let mut newest: BTreeMap<String, Arc<StreamStatus>> = BTreeMap::new();
         for stream in self.lock().values() {
             let known = newest
@@ -132,9 +167,6 @@ impl Registry {
             }
         }
         newest
-            .into_iter()
-            .map(|(name, stream)| stream.status(name, control_plane))
-            .collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<StreamStatus>>> {
@@ -143,7 +175,13 @@ impl Registry {
 }
 
 impl StreamStatus {
-    pub(super) fn new(id: u64, client: Client, node: &Node, address: Option<SocketAddr>) -> Self {
+    pub(super) fn new(
+        id: u64,
+        client: Client,
+        node: &Node,
+        address: Option<SocketAddr>,
+        subscriptions: Arc<Mutex<Subscriptions>>,
+    ) -> Self {
         Self {
             id,
             client,
@@ -152,11 +190,24 @@ impl StreamStatus {
             admin: metadata(node, "ADMIN").and_then(|text| text.parse().ok()),
             since: Instant::now(),
             types: Mutex::default(),
+            subscriptions,
         }
     }
 
     pub(super) fn update(&self, kind: ResourceType, change: impl FnOnce(&mut TypeRecord)) {
         change(&mut self.lock()[kind.index()]);
+    }
+
+    /// Policy objects that have a say in what the proxy holds, each with whether it acts on all of that, and how far the
+    /// world was when that was so.
+    fn objects(&self) -> (HashMap<ObjectRef, bool>, u64) {
+        let types = self.lock().clone();
+        let refused = |kind: ResourceType, name: &str| {
+            let refused = types[kind.index()].refused.as_ref();
+            refused.is_some_and(|refused| refused.names.iter().any(|other| other == name))
+        };
+        let subscriptions = self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
+        (subscriptions.objects(refused), subscriptions.generation)
     }
 
     fn status(&self, name: String, control_plane: &str) -> ProxyStatus {

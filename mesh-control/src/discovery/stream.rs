@@ -4,7 +4,7 @@
 //! arrives, so that a slow proxy costs a set of names and never a queue.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_api::names::WorkloadId;
@@ -97,7 +97,10 @@ async fn open(
     let client = admit(shared, subject, &workload)?;
     // Before anything is resolved, so that no change falls in between.
     let changes = shared.resources.changes();
+    let generation = shared.resources.generation();
     let mut stream = Stream::new(shared.clone(), client, &node, address, changes, requests, out);
+    stream.generation = generation;
+    stream.subscriptions().generation = generation;
     stream.request(first)?;
     Ok(stream)
 }
@@ -116,7 +119,8 @@ fn admit(shared: &Shared, subject: &Authenticated, workload: &WorkloadId) -> Res
 struct Stream {
     shared: Arc<Shared>,
     client: Client,
-    subscriptions: Subscriptions,
+    /// Shared with whoever asks what is held; locked for moments only.
+    subscriptions: Arc<Mutex<Subscriptions>>,
     types: [Exchange; ResourceType::ALL.len()],
     status: Arc<StreamStatus>,
     generation: u64,
@@ -139,7 +143,6 @@ struct Exchange {
 
 struct InFlight {
     nonce: String,
-    resources: Vec<String>,
     changed_at: Option<Instant>,
 }
 
@@ -154,7 +157,8 @@ impl Stream {
         out: Outgoing,
     ) -> Self {
         let hints = shared.hints.join(&client.identity);
-        let status = StreamStatus::new(shared.next_id(), client.clone(), node, address);
+        let subscriptions = Arc::new(Mutex::new(Subscriptions::default()));
+        let status = StreamStatus::new(shared.next_id(), client.clone(), node, address, subscriptions.clone());
         let status = Arc::new(status);
         shared.registry.add(status.clone());
         metrics::gauge!("pilot_xds").increment(1.0);
@@ -162,7 +166,7 @@ impl Stream {
         Self {
             shared,
             client,
-            subscriptions: Subscriptions::default(),
+            subscriptions,
             types: Default::default(),
             status,
             generation: 0,
@@ -202,13 +206,17 @@ impl Stream {
         }
     }
 
+    fn subscriptions(&self) -> MutexGuard<'_, Subscriptions> {
+        self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), End> {
         let kind = ResourceType::from_type_url(&request.type_url)
             .ok_or_else(|| malformed(format!("unknown resource type `{}`", request.type_url)))?;
         let exchange = &mut self.types[kind.index()];
         exchange.requests += 1;
         if exchange.requests == 1 {
-            self.subscriptions.retain(kind, request.initial_resource_versions);
+            self.subscriptions().retain(kind, request.initial_resource_versions);
         }
         if !request.response_nonce.is_empty() {
             let error = request.error_detail.as_ref().map(|status| &*status.message);
@@ -234,7 +242,7 @@ impl Stream {
         if kind == ResourceType::Destination && self.types[kind.index()].requests == 1 {
             self.join_siblings()?;
         }
-        let subscribed = self.subscriptions.count(kind);
+        let subscribed = self.subscriptions().count(kind);
         self.status.update(kind, |record| record.subscribed = subscribed);
         Ok(())
     }
@@ -245,7 +253,8 @@ impl Stream {
         let Some(sent) = exchange.in_flight.take_if(|sent| sent.nonce == nonce) else {
             return;
         };
-        let names = sent.resources.iter().map(String::as_str);
+        let resources = self.subscriptions().answered(kind);
+        let names = resources.iter().map(String::as_str);
         match error {
             None => {
                 self.status.update(kind, |record| record.acknowledge(names));
@@ -262,14 +271,14 @@ impl Stream {
     }
 
     fn subscribe(&mut self, kind: ResourceType, name: &str, origin: Origin) -> Result<(), End> {
-        self.subscriptions
+        self.subscriptions()
             .subscribe(kind, name, origin)
             .map_err(|error| End::Refused(Status::resource_exhausted(error.to_string())))
     }
 
     /// Ends a subscription. What siblings still use comes back as a hint.
     fn unsubscribe(&mut self, kind: ResourceType, name: &str) -> Result<(), End> {
-        if !self.subscriptions.unsubscribe(kind, name) || kind != ResourceType::Destination {
+        if !self.subscriptions().unsubscribe(kind, name) || kind != ResourceType::Destination {
             return Ok(());
         }
         let others = self
@@ -288,10 +297,18 @@ impl Stream {
                 self.generation = change.generation;
                 (&change.touched, change.at)
             }
-            Err(broadcast::error::RecvError::Lagged(_)) => (&Touched::All, Instant::now()),
+            Err(broadcast::error::RecvError::Lagged(_)) => {
+                self.generation = self.shared.resources.generation();
+                (&Touched::All, Instant::now())
+            }
             Err(broadcast::error::RecvError::Closed) => return Err(End::Over("the control plane shuts down")),
         };
-        if !self.subscriptions.touch(touched) {
+        let any = {
+            let mut subscriptions = self.subscriptions();
+            subscriptions.generation = subscriptions.generation.max(self.generation);
+            subscriptions.touch(touched)
+        };
+        if !any {
             return Ok(());
         }
         for exchange in &mut self.types {
@@ -313,7 +330,7 @@ impl Stream {
             Ok(_) if !started => Ok(()),
             Ok(HintEvent::Added(name)) => self.subscribe(ResourceType::Destination, &name, Origin::Hinted),
             Ok(HintEvent::Withdrawn(name)) => {
-                self.subscriptions.withdraw(ResourceType::Destination, &name);
+                self.subscriptions().withdraw(ResourceType::Destination, &name);
                 Ok(())
             }
             Err(broadcast::error::RecvError::Lagged(_)) if started => self.join_siblings(),
@@ -337,7 +354,7 @@ impl Stream {
     /// Sends what can be sent, endpoints before the destinations that need them.
     fn flush(&mut self) -> Result<(), End> {
         for kind in ResourceType::ALL {
-            if self.types[kind.index()].in_flight.is_none() && self.subscriptions.is_marked(kind) {
+            if self.types[kind.index()].in_flight.is_none() && self.subscriptions().is_marked(kind) {
                 self.send(kind)?;
             }
         }
@@ -345,19 +362,25 @@ impl Stream {
     }
 
     fn send(&mut self, kind: ResourceType) -> Result<(), End> {
-        let batch = self.subscriptions.batch(kind, &self.client, &*self.shared.resources);
+        let batch = self.subscriptions().batch(kind, &self.client, &*self.shared.resources);
         if kind == ResourceType::Destination {
             for name in &batch.found {
                 self.shared.hints.ask(&self.client.identity, name);
             }
         }
+        let (rest, subscribed, answered) = {
+            let subscriptions = self.subscriptions();
+            (
+                subscriptions.is_marked(kind),
+                subscriptions.count(kind),
+                subscriptions.holds_any(kind),
+            )
+        };
         let exchange = &mut self.types[kind.index()];
         let changed_at = exchange.changed_at;
-        if !self.subscriptions.is_marked(kind) {
+        if !rest {
             exchange.changed_at = None;
         }
-        let subscribed = self.subscriptions.count(kind);
-        let answered = self.subscriptions.holds_any(kind);
         if batch.resources.is_empty() && batch.removed.is_empty() {
             self.status.update(kind, |record| {
                 record.subscribed = subscribed;
@@ -370,7 +393,6 @@ impl Stream {
         let nonce = self.nonce.to_string();
         exchange.in_flight = Some(InFlight {
             nonce: nonce.clone(),
-            resources: batch.resources.iter().map(|resource| resource.name.clone()).collect(),
             changed_at,
         });
         let sent = Sent {
@@ -400,7 +422,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.shared.registry.remove(self.status.id);
-        for name in self.subscriptions.counted(ResourceType::Destination) {
+        for name in self.subscriptions().counted(ResourceType::Destination) {
             self.shared
                 .hints
                 .release(&self.client.identity, name, Leaving::Disconnected);

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use mesh_api::names::ObjectRef;
 use mesh_api::wire::ResourceType;
 use mesh_api::wire::discovery::{Any, Resource};
 
@@ -31,6 +32,8 @@ pub(super) enum Origin {
 #[derive(Default)]
 pub(super) struct Subscriptions {
     types: [TypeSubscriptions; ResourceType::ALL.len()],
+    /// How far the world was when the last change was looked at.
+    pub(super) generation: u64,
     /// Which subscriptions depend on a fact.
     index: HashMap<Key, Vec<(ResourceType, Arc<str>)>>,
 }
@@ -44,6 +47,8 @@ struct TypeSubscriptions {
     withdrawn: BTreeSet<Arc<str>>,
     /// What the client brought from an earlier stream, asked name to version, until the name is first resolved.
     retained: HashMap<String, String>,
+    /// Canonical names of the response that is not answered yet.
+    unanswered: Vec<String>,
 }
 
 struct Subscription {
@@ -53,6 +58,7 @@ struct Subscription {
     /// It exists and its account's hints know of it.
     counted: bool,
     depends: Arc<[Key]>,
+    objects: Arc<[ObjectRef]>,
     told: Told,
 }
 
@@ -89,6 +95,7 @@ impl Subscriptions {
             answer_due: false,
             counted: false,
             depends: Arc::new([]),
+            objects: Arc::new([]),
             told: Told::Nothing,
         });
         if origin == Origin::Asked {
@@ -169,6 +176,7 @@ impl Subscriptions {
             let Some(subscription) = self.types[kind.index()].names.get_mut(&name) else {
                 continue;
             };
+            subscription.objects = resolved.objects;
             let due = std::mem::take(&mut subscription.answer_due);
             match resolved.answer {
                 Answer::Resource {
@@ -224,7 +232,34 @@ impl Subscriptions {
         if of.marked.is_empty() {
             of.retained = HashMap::new();
         }
+        of.unanswered = batch.resources.iter().map(|resource| resource.name.clone()).collect();
         batch
+    }
+
+    /// The last response of a type is answered; gives the canonical names that it carried.
+    pub(super) fn answered(&mut self, kind: ResourceType) -> Vec<String> {
+        std::mem::take(&mut self.types[kind.index()].unanswered)
+    }
+
+    /// Policy objects that have a say in what the client holds, each with whether it acts on all of that: nothing is on
+    /// its way, and nothing was refused (`refused` are canonical names).
+    pub(super) fn objects(&self, refused: impl Fn(ResourceType, &str) -> bool) -> HashMap<ObjectRef, bool> {
+        let mut objects = HashMap::new();
+        for kind in ResourceType::ALL {
+            let of = &self.types[kind.index()];
+            for (name, subscription) in &of.names {
+                let Told::Resource { name: canonical, .. } = &subscription.told else {
+                    continue;
+                };
+                let settled = !of.marked.contains(name)
+                    && !of.unanswered.iter().any(|sent| **sent == **canonical)
+                    && !refused(kind, canonical);
+                for object in subscription.objects.iter() {
+                    *objects.entry(object.clone()).or_insert(true) &= settled;
+                }
+            }
+        }
+        objects
     }
 
     /// Whether a type has names to resolve or to end.

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes};
-use mesh_api::names::WorkloadId;
+use mesh_api::names::{ObjectRef, WorkloadId};
 use mesh_api::wire::ResourceType;
 use mesh_api::wire::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use mesh_api::wire::discovery::{Node, Status as RpcStatus};
@@ -84,6 +84,7 @@ impl Resources for World {
         };
         Resolved {
             answer,
+            objects: Arc::new([ObjectRef::new("VirtualService", "default", base)]),
             depends: Arc::new([Key::of("name", base)]),
         }
     }
@@ -315,6 +316,40 @@ async fn a_refusal_shows_until_the_refused_resource_is_accepted() {
         state(&discovery, "a-1.default", DESTINATION) == Some(SyncState::Synced)
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_object_is_programmed_where_all_that_it_has_a_say_in_is_acknowledged() {
+    let world = World::new();
+    world.set(DESTINATION, "a:80", Some("a1"));
+    let (discovery, address) = serve(world.clone()).await;
+    let count = |generation: u64, name: &str| {
+        let programmed = discovery.programmed(|_| generation);
+        let count = programmed.get(&ObjectRef::new("VirtualService", "default", name));
+        count.map(|count| (count.on, count.of))
+    };
+    let mut one = Proxy::open(address, "a", "a-1", ask(DESTINATION, &["a:80", "a:80-alias"])).await;
+    one.acked().await;
+    eventually("acknowledged", || count(0, "a:80") == Some((1, 1))).await;
+    assert_eq!(count(0, "b:80"), None, "nobody holds it");
+    assert_eq!(count(7, "a:80"), Some((0, 1)), "it has changed since");
+
+    let mut two = Proxy::open(address, "b", "b-1", ask(DESTINATION, &["a:80"])).await;
+    let first = two.next().await.unwrap();
+    assert_eq!(count(0, "a:80"), Some((1, 2)), "not acknowledged yet");
+    two.send(nack(&first, "no")).await;
+    eventually("refused", || {
+        state(&discovery, "b-1.default", DESTINATION) == Some(SyncState::Error)
+    })
+    .await;
+    assert_eq!(count(0, "a:80"), Some((1, 2)));
+
+    world.set(DESTINATION, "a:80", Some("a2"));
+    one.next().await.unwrap();
+    two.acked().await;
+    eventually("the other one", || count(0, "a:80") == Some((1, 2))).await;
+    drop(one);
+    eventually("disconnected", || count(0, "a:80") == Some((1, 1))).await;
 }
 
 #[tokio::test]

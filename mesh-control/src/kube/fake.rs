@@ -17,6 +17,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use kube::Client;
 use kube::client::Body;
+use mesh_api::crd::{Kind, definition};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tonic::codegen::Service;
@@ -42,6 +43,12 @@ struct State {
     hooks: BTreeMap<String, Hook>,
     /// Writes that are refused, by the start of `METHOD /path`.
     forbidden: Vec<String>,
+    /// Starts of paths that lead nowhere: kinds that are not defined, versions that are not served.
+    unserved: Vec<String>,
+    /// Whether lists can come as watches.
+    streams: bool,
+    /// Watches cannot go on from before this version.
+    forgotten: u64,
 }
 
 /// Collection (group and plural), namespace, name.
@@ -78,6 +85,25 @@ impl FakeApi {
     /// Refuses requests whose `METHOD /path` begins so.
     pub fn forbid(&self, start: &str) {
         self.state().forbidden.push(start.to_owned());
+    }
+
+    /// Answers requests whose path begins so as for a kind that is not defined; with `false` no longer.
+    pub fn unserve(&self, start: &str, unserved: bool) {
+        let mut state = self.state();
+        state.unserved.retain(|known| known != start);
+        if unserved {
+            state.unserved.push(start.to_owned());
+        }
+    }
+
+    /// From now on lists can come as watches.
+    pub fn stream_lists(&self) {
+        self.state().streams = true;
+    }
+
+    /// Forgets what has happened so far: a watch that is behind has to start over.
+    pub fn forget(&self) {
+        self.state().forgotten = *self.version.borrow();
     }
 
     /// Puts an object there, as somebody else would: `path` as in the API (`/api/v1/namespaces/a/secrets/b`).
@@ -172,7 +198,19 @@ impl FakeApi {
         if self.state().forbidden.iter().any(|start| line.starts_with(start)) {
             return Ok(failure(StatusCode::FORBIDDEN, "Forbidden", &format!("may not {line}")));
         }
+        let asked = format!("{}/", parts.uri.path());
+        if self.state().unserved.iter().any(|start| asked.starts_with(start)) {
+            return Ok(no_such_path());
+        }
+        if path.collection.ends_with('/') {
+            return Ok(served());
+        }
         if query.get("watch").is_some_and(|watch| watch == "true") {
+            let streams = self.state().streams;
+            if query.contains_key("sendInitialEvents") && !streams {
+                let message = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
+                return Ok(failure(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message));
+            }
             return Ok(self.watch(path, query));
         }
         let mut state = self.state();
@@ -258,10 +296,29 @@ impl FakeApi {
     }
 
     fn watch(self, of: Path, query: BTreeMap<String, String>) -> Answer {
-        let from = query
+        let mut from = query
             .get("resourceVersion")
             .and_then(|version| version.parse().ok())
             .unwrap_or(0);
+        let mut first = Vec::new();
+        if query.contains_key("sendInitialEvents") {
+            let state = self.state();
+            let chosen = state
+                .objects
+                .iter()
+                .filter(|(path, object)| of.chooses(path, object, &query));
+            first.extend(chosen.map(|(_, object)| json!({ "type": "ADDED", "object": object })));
+            from = *self.version.borrow();
+            let metadata = json!({
+                "resourceVersion": from.to_string(),
+                "annotations": { "k8s.io/initial-events-end": "true" }
+            });
+            let bookmark = json!({ "apiVersion": "v1", "kind": "Bookmark", "metadata": metadata });
+            first.push(json!({ "type": "BOOKMARK", "object": bookmark }));
+        } else if from < self.state().forgotten {
+            return failure(StatusCode::GONE, "Expired", "too old resource version");
+        }
+        let first = futures_util::stream::iter(first).map(|event| format!("{event}\n"));
         let (version, away) = (self.version.subscribe(), self.away.subscribe());
         let start = (self, of, query, from, version, away);
         let events = futures_util::stream::unfold(start, async |(api, of, query, mut from, mut version, mut away)| {
@@ -285,7 +342,9 @@ impl FakeApi {
                 }
             }
         });
-        let frames = events.map(|line| Ok::<_, Infallible>(Frame::data(Bytes::from(line))));
+        let frames = first
+            .chain(events)
+            .map(|line| Ok::<_, Infallible>(Frame::data(Bytes::from(line))));
         Response::new(StreamBody::new(frames).boxed_unsync())
     }
 }
@@ -348,6 +407,21 @@ fn merge(target: &mut Value, patch: &Value) {
 
 fn success(object: &Value) -> Answer {
     answer(StatusCode::OK, object)
+}
+
+/// What a server says of a path that it has never heard of: no Status.
+fn no_such_path() -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from_static(b"404 page not found\n")).boxed_unsync());
+    *answer.status_mut() = StatusCode::NOT_FOUND;
+    answer
+}
+
+/// The kinds that a group and version has: whatever this crate reads.
+fn served() -> Answer {
+    let policy = Kind::ALL.iter().map(|kind| definition::plural(*kind));
+    let all = policy.chain(["endpointslices".to_owned(), "servicecidrs".to_owned()]);
+    let resources: Vec<Value> = all.map(|name| json!({ "name": name })).collect();
+    success(&json!({ "kind": "APIResourceList", "resources": resources }))
 }
 
 fn not_found(path: &Path) -> Answer {

@@ -331,6 +331,8 @@ pub struct ServiceSpec {
     pub session_affinity: String,
     /// `Cluster` or `Local`.
     pub internal_traffic_policy: String,
+    /// Which endpoints are preferred.
+    pub traffic_distribution: String,
 }
 
 /// A port of a Service.

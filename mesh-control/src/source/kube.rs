@@ -4,10 +4,14 @@
 //! cluster does not have is waited for and keeps nobody waiting; an API server that goes away changes nothing until it is
 //! back. Only what is read of an object is ever in memory. Nothing here writes to the cluster.
 
+mod ignored;
 mod policy;
 mod watch;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,6 +81,7 @@ impl KubeSource {
             present: HashMap::new(),
             waiting: kinds().collect(),
             services: BTreeSet::new(),
+            ignored: BTreeMap::new(),
             troubles: HashMap::new(),
             publish_diagnostics,
             publish_objects,
@@ -243,6 +248,8 @@ struct Collector<S> {
     waiting: HashSet<Watching>,
     /// Hosts of the cluster's Services.
     services: BTreeSet<String>,
+    /// What the mesh does not act on, by host of the Service.
+    ignored: BTreeMap<String, Vec<Diagnostic>>,
     /// What keeps a kind from being read.
     troubles: HashMap<Watching, String>,
     publish_diagnostics: channel::Sender<Arc<[Diagnostic]>>,
@@ -261,9 +268,11 @@ impl<S: FnMut(Vec<Event>)> Collector<S> {
             let received = tokio::select! {
                 received = incoming.recv_many(&mut notices, NOTICES) => received,
                 () = tokio::time::sleep_until(due), if stale => {
+                    let begun = Instant::now();
                     self.review();
                     stale = false;
-                    due = Instant::now() + REVIEW;
+                    // In a large cluster this takes its time: nine tenths are left for everything else.
+                    due = Instant::now() + REVIEW.max(begun.elapsed() * 9);
                     continue;
                 }
             };
@@ -341,15 +350,22 @@ impl<S: FnMut(Vec<Event>)> Collector<S> {
     fn apply(&mut self, watching: Watching, item: Item, events: &mut Vec<Event>) -> bool {
         match (watching, item) {
             (Watching::Policy(kind), Item::Policy(value)) => {
-                events.extend(self.policies.take(kind, value));
-                true
+                let taken = self.policies.take(kind, value);
+                let stale = taken.is_some();
+                events.extend(taken.flatten());
+                stale
             }
             (_, Item::Cluster(object)) => {
                 let mut stale = false;
                 if let ClusterObject::Service(service) = &object {
-                    stale = self
-                        .services
-                        .insert(self.host(&service.metadata.namespace, &service.metadata.name));
+                    let host = self.host(&service.metadata.namespace, &service.metadata.name);
+                    let ignored = ignored::of_service(service);
+                    stale = if ignored.is_empty() {
+                        self.ignored.remove(&host).is_some()
+                    } else {
+                        self.ignored.insert(host.clone(), ignored.clone()) != Some(ignored)
+                    };
+                    stale |= self.services.insert(host);
                 }
                 events.push(Event::Observed(object));
                 stale
@@ -366,7 +382,11 @@ impl<S: FnMut(Vec<Event>)> Collector<S> {
                 true
             }
             Watching::Cluster(kind) => {
-                let stale = kind == ClusterKind::Service && self.services.remove(&self.host(&namespace, &name));
+                let host = self.host(&namespace, &name);
+                let mut stale = false;
+                if kind == ClusterKind::Service {
+                    stale = self.services.remove(&host) | self.ignored.remove(&host).is_some();
+                }
                 events.push(Event::Vanished(ClusterRef { kind, namespace, name }));
                 stale
             }
@@ -380,10 +400,9 @@ impl<S: FnMut(Vec<Event>)> Collector<S> {
     /// Looks at all policy together, logs what is new, and publishes.
     fn review(&mut self) {
         let objects = self.policies.review(&self.services, &self.domain);
-        let diagnostics: Vec<Diagnostic> = objects
-            .iter()
-            .flat_map(|object| object.findings.iter().cloned())
-            .collect();
+        let of_policy = objects.iter().flat_map(|object| &object.findings);
+        let all = of_policy.chain(self.ignored.values().flatten());
+        let diagnostics: Vec<Diagnostic> = all.cloned().collect();
         let mut holding = HashSet::with_capacity(diagnostics.len());
         for diagnostic in &diagnostics {
             let text = diagnostic.to_string();

@@ -3,8 +3,8 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use mesh_api::crd::{Object, Timestamp};
-use mesh_api::names;
+use mesh_api::crd::{Kind, Object, Timestamp};
+use mesh_api::names::{self, WorkloadId};
 
 use crate::source::cluster::{ClusterKind, Metadata};
 
@@ -41,6 +41,17 @@ impl Age {
             created: metadata.creation_timestamp.as_ref().map(|time| time.0),
             name: metadata.name.as_str().into(),
             namespace: metadata.namespace.as_str().into(),
+        }
+    }
+
+    /// Of a WorkloadEntry whose age does not matter.
+    #[must_use]
+    pub fn of_workload_entry(id: &WorkloadId) -> Self {
+        Self {
+            kind: Kind::WorkloadEntry.as_str(),
+            created: None,
+            name: id.name.clone(),
+            namespace: id.namespace.clone(),
         }
     }
 

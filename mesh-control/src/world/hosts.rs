@@ -65,6 +65,24 @@ pub fn candidates(authority: &str, namespace: &str, domain: &str) -> Vec<String>
     candidates
 }
 
+/// Host name of a pod, name of its headless Service, and namespace of both if it is said, of a name such as
+/// `db-0.db.default.svc.cluster.local`, `db-0.db.default` or `db-0.db`.
+#[must_use]
+pub fn pod_name(authority: &str, domain: &str) -> Option<(String, String, Option<String>)> {
+    let host = normal(authority);
+    let rest = host.strip_suffix(domain).and_then(|rest| rest.strip_suffix('.'));
+    let full = rest.unwrap_or(&host).strip_suffix(".svc");
+    if rest.is_some() && full.is_none() {
+        return None;
+    }
+    let labels: Vec<&str> = full.unwrap_or(&host).split('.').collect();
+    match labels.as_slice() {
+        [pod, service, namespace] => Some(((*pod).into(), (*service).into(), Some((*namespace).into()))),
+        [pod, service] if full.is_none() => Some(((*pod).into(), (*service).into(), None)),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +119,27 @@ mod tests {
         ];
         for (host, expected) in rows {
             assert_eq!(kubernetes_name(host, "cluster.local"), expected, "{host}");
+        }
+    }
+
+    #[test]
+    fn pods_have_names_under_their_services() {
+        let rows = [
+            ("db-0.db.ns.svc.cluster.local", Some("db-0 db ns")),
+            ("DB-0.db.ns.svc.cluster.local.", Some("db-0 db ns")),
+            ("db-0.db.ns.svc", Some("db-0 db ns")),
+            ("db-0.db.ns", Some("db-0 db ns")),
+            ("db-0.db", Some("db-0 db -")),
+            ("db.ns.svc.cluster.local", None),
+            ("a.b.c.d", None),
+            ("x.db-0.db.ns.svc.cluster.local", None),
+            ("a.cluster.local", None),
+            ("db", None),
+        ];
+        for (name, expected) in rows {
+            let parts = pod_name(name, "cluster.local");
+            let text = parts.map(|(pod, service, ns)| format!("{pod} {service} {}", ns.unwrap_or("-".into())));
+            assert_eq!(text.as_deref(), expected, "{name}");
         }
     }
 

@@ -20,6 +20,12 @@ use super::{Key, Members, Service, ServicePort, Workload, key, parts};
 /// Namespace and name of an object.
 type Id = (Arc<str>, Arc<str>);
 
+/// Services of a namespace, by kind and name.
+type OfNamespace = BTreeMap<(&'static str, Arc<str>), Arc<Service>>;
+
+/// Hosts, addresses, and addresses of endpoints that a ServiceEntry adds to what the mesh owns.
+type OwnedByEntry = (Vec<Arc<str>>, Vec<IpNet>, Vec<IpAddr>);
+
 /// Services and workloads with their indexes.
 #[derive(Debug, Default)]
 pub struct Registry {
@@ -31,7 +37,7 @@ pub struct Registry {
     /// Services with ranges of addresses, the longest prefix first.
     by_range: Vec<(IpNet, Arc<Service>)>,
     /// Services whose endpoints are workloads with objects of their own, by namespace.
-    selecting: HashMap<Arc<str>, BTreeMap<(&'static str, Arc<str>), Arc<Service>>>,
+    selecting: HashMap<Arc<str>, OfNamespace>,
     workloads: HashMap<WorkloadId, Arc<Workload>>,
     /// WorkloadEntries with the names of Pods: nobody can tell them from these, so they have to wait.
     shadowed: HashMap<WorkloadId, Arc<Workload>>,
@@ -403,7 +409,7 @@ impl Registry {
 }
 
 /// What the mesh owns because of a ServiceEntry; `None` for a Service, whose hosts and addresses are owned in bulk.
-fn owned_by_entry(service: &Service) -> Option<(Vec<Arc<str>>, Vec<IpNet>, Vec<IpAddr>)> {
+fn owned_by_entry(service: &Service) -> Option<OwnedByEntry> {
     if service.age.kind == super::service::KUBERNETES {
         return None;
     }

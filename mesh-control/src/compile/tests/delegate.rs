@@ -179,7 +179,7 @@ fn a_delegate_acts_only_through_others_and_touches_their_hosts() {
         let (host, port) = crate::compile::lookup::split(name).unwrap();
         let target = crate::compile::lookup(&reader, host, port).unwrap();
         crate::compile::destination(&reader, &target).unwrap();
-        reader.finish().0
+        reader.finish().depends
     };
     let orders = depends(&mesh, "orders:8080");
     let touched = apply(&mut mesh, &root("[{delegate: {name: leaf}}]"));

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use mesh_api::crd::ObjectRef;
 use mesh_api::wire::ResourceType;
 use proptest::prelude::*;
 
@@ -119,6 +118,67 @@ const OBJECTS: &[(&str, &str, &[&str])] = &[
             "{rootNamespace: other, outboundTrafficPolicy: {mode: REGISTRY_ONLY}}",
         ],
     ),
+    (
+        "Service",
+        "default/reviews",
+        &[
+            "spec: {clusterIP: 198.19.0.10, selector: {app: reviews}, ports: [{name: http, port: 80, targetPort: http}]}",
+            "spec: {clusterIP: None, ipFamilies: [IPv6], selector: {app: reviews}, ports: [{name: http, port: 80, targetPort: 9080}, {port: 81}]}",
+            "spec: {type: ExternalName, externalName: orders.default.svc.cluster.local}",
+        ],
+    ),
+    (
+        "Service",
+        "other/alias",
+        &[
+            "spec: {type: ExternalName, externalName: reviews.default.svc.cluster.local}",
+            "spec: {type: ExternalName, externalName: api.example.com, ports: [{name: http, port: 80}]}",
+            "spec: {clusterIP: 198.19.0.10, ports: [{name: http, port: 80}]}",
+        ],
+    ),
+    (
+        "EndpointSlice",
+        "default/reviews-1",
+        &[
+            "labels: reviews\naddressType: IPv4\nports: [{name: http, port: 9080}]\nendpoints: [{addresses: [198.18.2.1], hostname: one, targetRef: {kind: Pod, name: p1}}, {addresses: [198.18.2.2], targetRef: {kind: Pod, name: p2}, conditions: {ready: false, serving: true, terminating: true}}]",
+            "labels: reviews\naddressType: IPv4\nports: [{name: http, port: 7000}]\nendpoints: [{addresses: [198.18.9.9]}, {addresses: [198.18.2.2], targetRef: {kind: Pod, name: p2}}]",
+            "labels: alias\naddressType: IPv4\nports: [{name: http, port: 9080}]\nendpoints: [{addresses: [198.18.2.1], targetRef: {kind: Pod, name: p1}}]",
+        ],
+    ),
+    (
+        "EndpointSlice",
+        "default/reviews-2",
+        &[
+            "labels: reviews\naddressType: IPv6\nports: [{name: http, port: 9080}]\nendpoints: [{addresses: ['2001:db8::1'], hostname: two, targetRef: {kind: Pod, name: p1}}]",
+        ],
+    ),
+    (
+        "Pod",
+        "default/p1",
+        &[
+            "labels: reviews\nspec: {nodeName: node-1, containers: [{ports: [{name: http, containerPort: 9080}]}]}\nstatus: {phase: Running, podIP: 198.18.2.1, podIPs: [{ip: 198.18.2.1}, {ip: '2001:db8::1'}], conditions: [{type: Ready, status: 'True'}]}",
+            "labels: reviews\nspec: {serviceAccountName: x, hostNetwork: true}\nstatus: {phase: Running, podIP: 198.18.2.1}",
+            "labels: reviews\nspec: {}\nstatus: {phase: Failed, podIP: 198.18.2.1}",
+        ],
+    ),
+    // Also the name of a WorkloadEntry.
+    (
+        "Pod",
+        "default/one",
+        &[
+            "labels: reviews\nspec: {}\nstatus: {phase: Running, podIP: 198.18.2.2, conditions: [{type: Ready, status: 'True'}]}",
+            "labels: none\nspec: {}\nstatus: {phase: Running, podIP: 127.0.1.1}",
+        ],
+    ),
+    (
+        "Node",
+        "/node-1",
+        &[
+            "labels: z1\nspec: {podCIDRs: [198.18.2.0/24]}",
+            "labels: z2\nspec: {podCIDR: 198.18.0.0/16}",
+        ],
+    ),
+    ("ServiceCIDR", "/services", &["spec: {cidrs: [198.19.0.0/16]}"]),
 ];
 
 const QUESTIONS: &[(ResourceType, &str)] = &[
@@ -151,6 +211,20 @@ const QUESTIONS: &[(ResourceType, &str)] = &[
     (ResourceType::Workload, "127.0.1.1"),
     (ResourceType::Workload, "127.0.1.2"),
     (ResourceType::Workload, "127.0.5.1"),
+    (ResourceType::Inbound, "p1.default"),
+    (ResourceType::Destination, "198.19.0.10:80"),
+    (ResourceType::Destination, "198.18.2.1:9080"),
+    (ResourceType::Destination, "198.18.9.9:7000"),
+    (ResourceType::Destination, "one.reviews.default:9080"),
+    (ResourceType::Destination, "two.reviews:9080"),
+    (ResourceType::Destination, "alias.other:80"),
+    (
+        ResourceType::EndpointSlice,
+        "reviews.default.svc.cluster.local:80/default/=p1",
+    ),
+    (ResourceType::Workload, "198.18.2.1"),
+    (ResourceType::Workload, "198.18.2.2"),
+    (ResourceType::Workload, "198.18.9.9"),
 ];
 
 const CLIENTS: &str = "
@@ -160,14 +234,30 @@ metadata: {name: client}
 spec: {address: 127.0.1.9, serviceAccount: client, labels: {app: client, tier: front}}
 ";
 
-fn manifest(object: usize, version: usize) -> Object {
-    let (kind, name, specs) = OBJECTS[object];
+fn manifest(object: usize, version: usize) -> Event {
+    let (kind, name, texts) = OBJECTS[object];
     let (namespace, name) = name.split_once('/').unwrap();
-    let text = format!(
-        "kind: {kind}\nmetadata: {{namespace: '{namespace}', name: {name}}}\nspec: {}\n",
-        specs[version]
-    );
-    objects(&text).remove(0)
+    let text = texts[version];
+    let label = text.strip_prefix("labels: ").and_then(|text| text.split_once('\n'));
+    let body = match (label, ClusterKind::ALL.iter().any(|known| known.as_str() == kind)) {
+        (_, false) => format!("spec: {text}"),
+        (None, true) => text.to_owned(),
+        (Some((_, rest)), true) => rest.to_owned(),
+    };
+    let label = label.map_or("none", |(label, _)| label);
+    events(&format!(
+        "kind: {kind}\nmetadata: {{namespace: '{namespace}', name: {name}, labels: {{app: {label}, \
+         kubernetes.io/service-name: {label}, topology.kubernetes.io/zone: {label}}}}}\n{body}\n"
+    ))
+    .remove(0)
+}
+
+fn deletion(event: &Event) -> Event {
+    match event {
+        Event::Applied(object) => Event::Deleted(object.reference()),
+        Event::Observed(object) => Event::Vanished(object.reference()),
+        other => panic!("{other:?}"),
+    }
 }
 
 fn client(name: &str, namespace: &str) -> Client {
@@ -201,31 +291,30 @@ fn version(resolved: &Resolved) -> Option<(&str, &[u8])> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn changes_give_what_a_fresh_start_gives(
         steps in prop::collection::vec((0..OBJECTS.len(), 0..4usize), 1..24)
     ) {
         let resolver = Resolver::new(Mesh::of(CLIENTS).world);
-        let mut current: BTreeMap<usize, Object> = BTreeMap::new();
+        let mut current: BTreeMap<usize, Event> = BTreeMap::new();
         let mut before = answers(&resolver);
         for (object, version_) in steps {
             let mut changes = resolver.changes();
             let event = if version_ < OBJECTS[object].2.len() {
                 let manifest = manifest(object, version_);
                 current.insert(object, manifest.clone());
-                Event::Applied(Arc::new(manifest))
+                manifest
             } else {
                 current.remove(&object);
-                let reference: ObjectRef = manifest(object, 0).reference();
-                Event::Deleted(reference)
+                deletion(&manifest(object, 0))
             };
             resolver.apply([&event]);
 
             let mut fresh = Mesh::of(CLIENTS);
-            for object in current.values().rev() {
-                fresh.world.apply(&Event::Applied(Arc::new(object.clone())));
+            for event in current.values().rev() {
+                fresh.world.apply(event);
             }
             let touched = match changes.try_recv() {
                 Ok(change) => match &change.touched {

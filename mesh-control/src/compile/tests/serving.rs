@@ -220,3 +220,57 @@ fn peers_are_known_by_address() {
     assert_eq!(name(&service.ask(ResourceType::Mesh, "mesh")), "mesh");
     assert_eq!(name(&service.ask(ResourceType::Mesh, "other")), "not found");
 }
+
+#[test]
+fn answers_say_which_objects_have_a_say() {
+    let service = Service::shop();
+    let objects = |kind: ResourceType, name: &str| -> Vec<String> {
+        let resolved = service.ask(kind, name);
+        resolved
+            .objects
+            .iter()
+            .map(|object| format!("{} {}", object.kind, object.name))
+            .collect()
+    };
+    assert_eq!(
+        objects(ResourceType::Destination, "reviews:80"),
+        ["DestinationRule reviews-subsets", "ServiceEntry reviews"]
+    );
+    assert_eq!(
+        objects(ResourceType::Destination, "orders:8080"),
+        ["ServiceEntry orders"]
+    );
+    service.apply(REVIEWS_BY_TIER);
+    assert_eq!(
+        objects(ResourceType::Destination, "reviews:80"),
+        [
+            "DestinationRule reviews-subsets",
+            "ServiceEntry reviews",
+            "VirtualService reviews"
+        ]
+    );
+    assert_eq!(
+        objects(
+            ResourceType::EndpointSlice,
+            "reviews.default.svc.cluster.local:80/default/0-1"
+        ),
+        [
+            "ServiceEntry reviews",
+            "WorkloadEntry reviews-v1",
+            "WorkloadEntry reviews-v2"
+        ]
+    );
+    service.apply(
+        "kind: AuthorizationPolicy\nmetadata: {name: all}\nspec: {}\n\n---\nkind: AuthorizationPolicy\nmetadata: {name: \
+         others}\nspec: {selector: {matchLabels: {app: reviews}}}\n\n---\nkind: PeerAuthentication\nmetadata: {name: \
+         peer}\nspec: {mtls: {mode: STRICT}}\n",
+    );
+    assert_eq!(
+        objects(ResourceType::Inbound, "client.default"),
+        [
+            "AuthorizationPolicy all",
+            "PeerAuthentication peer",
+            "WorkloadEntry client"
+        ]
+    );
+}

@@ -69,8 +69,8 @@ struct Known {
 }
 
 impl Policies {
-    /// Takes in an object; gives what changes of what is in force.
-    pub fn take(&mut self, kind: Kind, mut object: Value) -> Option<Event> {
+    /// Takes in an object; gives what changes of what is in force. `None` if nothing that is read has changed.
+    pub fn take(&mut self, kind: Kind, mut object: Value) -> Option<Option<Event>> {
         let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let reference = ObjectRef {
             kind,
@@ -91,8 +91,8 @@ impl Policies {
             && known.uid == uid
         {
             // Only its status has changed, or something else that nobody reads.
-            known.generation = generation;
-            return None;
+            let before = std::mem::replace(&mut known.generation, generation);
+            return (before != generation).then_some(None);
         }
         let before = self.known.remove(&reference).and_then(|known| known.loaded);
         let judged = judge(&bytes, before.map(|loaded| *loaded));
@@ -112,7 +112,7 @@ impl Policies {
                 diagnostics: judged.diagnostics,
             },
         );
-        event
+        Some(event)
     }
 
     /// Forgets an object; gives what changes of what is in force.
@@ -212,6 +212,9 @@ fn strip(object: &mut Value) {
         }
         if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
             annotations.remove(LAST_APPLIED);
+            if annotations.is_empty() {
+                metadata.remove("annotations");
+            }
         }
     }
 }

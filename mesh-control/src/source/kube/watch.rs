@@ -10,8 +10,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
+use http::StatusCode;
+use http_body_util::{BodyExt as _, Limited};
 use kube::Client;
 use kube::api::{ListParams, WatchParams};
+use kube::client::Body;
 use kube::core::{Request, Status, WatchEvent};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -26,6 +29,8 @@ const WATCH_SECONDS: u32 = 290;
 const SILENCE: Duration = Duration::from_secs(150);
 /// How long an answer may take to begin, and a page to arrive.
 const ANSWER: Duration = Duration::from_secs(60);
+/// The longest list of a version's kinds that is read, in bytes.
+const MAX_DISCOVERY: usize = 4 << 20;
 /// The first pause after a failure; each further one is twice as long, up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause after a failure.
@@ -216,6 +221,9 @@ impl<T: Watched> Watch<T> {
     async fn step(&mut self, state: State<T>, notices: &mut Vec<Notice<T>>) -> Result<State<T>, (State<T>, Failure)> {
         match state {
             State::Unlisted => {
+                self.expect_served()
+                    .await
+                    .map_err(|failure| (State::Unlisted, failure))?;
                 metrics::counter!("mesh_source_lists_total", "resource" => self.resource.plural.clone()).increment(1);
                 if !self.streaming {
                     notices.push(Notice::Begin);
@@ -348,6 +356,40 @@ impl<T: Watched> Watch<T> {
         pause.mul_f64(0.75 + fastrand::f64() / 2.0)
     }
 
+    /// Asks whether the version that is tried has the kind. A watch of what is not there ends with an answer that says
+    /// nothing.
+    async fn expect_served(&mut self) -> Result<(), Failure> {
+        let Resource {
+            group,
+            versions,
+            plural,
+        } = &self.resource;
+        let Some(version) = versions.get(self.version).filter(|_| !group.is_empty()) else {
+            return Ok(());
+        };
+        let path = format!("/apis/{group}/{version}");
+        let other = |message: String| Failure::Other(format!("discovering what is served: {message}"));
+        let request = http::Request::get(&path).body(Body::empty());
+        let request = request.map_err(|error| other(error.to_string()))?;
+        let response = tokio::time::timeout(ANSWER, self.client.send(request)).await;
+        let response = response.map_err(|_| other(format!("no answer within {ANSWER:?}")))??;
+        let (status, body) = (response.status(), Limited::new(response.into_body(), MAX_DISCOVERY));
+        if status == StatusCode::NOT_FOUND {
+            return Err(Failure::NotServed);
+        }
+        if !status.is_success() {
+            return Err(other(status.to_string()));
+        }
+        let body = body
+            .collect()
+            .await
+            .map_err(|error| other(error.to_string()))?
+            .to_bytes();
+        let served: Served = serde_json::from_slice(&body).map_err(|error| other(error.to_string()))?;
+        let has = served.resources.iter().any(|resource| resource.name == *plural);
+        if has { Ok(()) } else { Err(Failure::NotServed) }
+    }
+
     async fn watch(&mut self, version: &str, list: bool) -> Result<Events<T>, Failure> {
         let params = WatchParams {
             timeout: Some(WATCH_SECONDS),
@@ -381,6 +423,18 @@ async fn next<T>(events: &mut Events<T>, within: Duration) -> Result<Option<Watc
         Ok(None) => Ok(None),
         Ok(Some(event)) => Ok(Some(event?)),
     }
+}
+
+/// The kinds of a group and version.
+#[derive(Deserialize)]
+struct Served {
+    #[serde(default)]
+    resources: Vec<ServedResource>,
+}
+
+#[derive(Deserialize)]
+struct ServedResource {
+    name: String,
 }
 
 /// Part of a list.
