@@ -1,6 +1,6 @@
 //! What passes on the wire: all frames of a network namespace, searched for texts that ought to be encrypted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read as _};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 const ETH_P_ALL: u16 = 0x0003_u16.to_be();
 /// Longest frame, with segments joined by the kernel.
 const FRAME_MOST: usize = 1 << 17;
+/// Pairs of addresses that are told.
+const TOLD: usize = 10;
 /// How long one read waits.
 const TURN: Duration = Duration::from_millis(100);
 
@@ -30,7 +32,8 @@ pub struct WireArgs {
     pub duration: f64,
 }
 
-/// Reads frames for a while; prints how many there were and in how many each text was.
+/// Reads frames for a while; prints how many there were, in how many each text was, and
+/// between whom.
 ///
 /// # Errors
 /// When frames may not be read.
@@ -43,6 +46,7 @@ pub fn run(args: &WireArgs) -> anyhow::Result<()> {
     let mut buffer = vec![0; FRAME_MOST];
     let mut frames = 0_u64;
     let mut found: BTreeMap<&str, u64> = args.texts.iter().map(|text| (text.as_str(), 0)).collect();
+    let mut between = BTreeSet::new();
     while Instant::now() < end {
         let length = match socket.read(&mut buffer) {
             Ok(length) => length,
@@ -64,11 +68,42 @@ pub fn run(args: &WireArgs) -> anyhow::Result<()> {
         for (text, count) in &mut found {
             if frame.windows(text.len()).any(|window| window == text.as_bytes()) {
                 *count += 1;
+                if between.len() < TOLD {
+                    between.insert(ends(frame));
+                }
             }
         }
     }
-    println!("{}", json!({ "frames": frames, "found": found }));
+    println!("{}", json!({ "frames": frames, "found": found, "between": between }));
     Ok(())
+}
+
+/// Who talks to whom in a frame, where it is IPv4.
+fn ends(frame: &[u8]) -> String {
+    let (Some([0x08, 0x00]), Some(addresses), Some(first)) = (frame.get(12..14), frame.get(26..34), frame.get(14))
+    else {
+        return "not IPv4".to_owned();
+    };
+    let segment = 14 + usize::from(first & 0x0f) * 4;
+    let port = |at: usize| {
+        frame
+            .get(at..at + 2)
+            .map_or(0, |port| u16::from(port[0]) << 8 | u16::from(port[1]))
+    };
+    let address = |at: usize| {
+        addresses[at..at + 4]
+            .iter()
+            .map(u8::to_string)
+            .collect::<Vec<_>>()
+            .join(".")
+    };
+    format!(
+        "{}:{} > {}:{}",
+        address(0),
+        port(segment),
+        address(4),
+        port(segment + 2)
+    )
 }
 
 /// Whether an Ethernet frame is TCP over IPv4 or IPv6 with that port at one end.
