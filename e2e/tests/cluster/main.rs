@@ -3,5 +3,6 @@
 mod chart;
 mod kinds;
 mod lifecycle;
+mod status;
 mod traffic;
 mod webhook;

@@ -1,8 +1,14 @@
 //! Traffic between pods: injected, encrypted, authenticated, routed.
 
+use std::time::{Duration, Instant};
+
 use e2e::cluster::pods::{self, Client, Load, Shop};
 use e2e::cluster::{Namespace, mesh, wait};
 use serde_json::Value;
+
+/// How long pods are deleted, and how often: this is the pace of the test, not a wait for anything.
+const DELETIONS: Duration = Duration::from_secs(120);
+const BETWEEN: Duration = Duration::from_secs(5);
 
 /// Adds the version v2 of a service to its v1.
 fn versions(namespace: &Namespace, service: &str) -> anyhow::Result<()> {
@@ -193,5 +199,45 @@ fn a_rolling_restart_loses_nothing() -> anyhow::Result<()> {
     })?;
     let requests = load.flawless()?;
     assert!(requests > 100, "{requests}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs a cluster"]
+fn pods_that_are_deleted_under_load_lose_nothing() -> anyhow::Result<()> {
+    let _mesh = mesh::shared()?;
+    let namespace = Namespace::injected("deleted")?;
+    Shop {
+        replicas: 3,
+        ..Shop::new("web")
+    }
+    .deploy(&namespace)?;
+    let load = Load::start(&namespace, "load", "http://web:8080/", &["--rate", "50"])?;
+    let http2 = ["--rate", "20", "--connections", "2", "--http2"];
+    let load2 = Load::start(&namespace, "load2", "http://web:8080/", &http2)?;
+    let end = Instant::now() + DELETIONS;
+    let mut deleted = 0;
+    while Instant::now() < end {
+        let turn = Instant::now();
+        // What is deleted must leave two that serve, as a PodDisruptionBudget would have it.
+        let oldest = wait::until("three pods serve", wait::PATIENCE, || {
+            let pods = namespace.json(&["get", "pods", "-l", "app=web", "--sort-by=.metadata.creationTimestamp"])?;
+            let ready: Vec<&str> = pods["items"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
+                .filter(|pod| wait::condition(pod, "Ready").is_some_and(|(status, _)| status == "True"))
+                .filter_map(|pod| pod["metadata"]["name"].as_str())
+                .collect();
+            Ok((ready.len() >= 3).then(|| ready[0].to_owned()))
+        })?;
+        namespace.kubectl(&["delete", "pod", &oldest, "--wait=false"])?;
+        deleted += 1;
+        std::thread::sleep(BETWEEN.saturating_sub(turn.elapsed()));
+    }
+    assert!(deleted >= 5, "only {deleted} pods were deleted");
+    let requests = load.flawless()? + load2.flawless()?;
+    assert!(requests > 1000, "{requests}");
     Ok(())
 }
