@@ -1,5 +1,7 @@
 //! What a world of Kubernetes objects costs: bytes of resident memory for each Service and each endpoint, printed.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use mesh_control::source::cluster::{ClusterKind, ClusterObject};
 use mesh_control::world::{Event, Options, World};
 use serde_json::json;
