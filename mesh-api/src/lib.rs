@@ -8,6 +8,7 @@ pub mod duration;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod identity;
+pub mod log_format;
 pub mod model;
 pub mod names;
 #[cfg(feature = "crd")]

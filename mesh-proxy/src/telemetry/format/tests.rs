@@ -246,8 +246,8 @@ fn refused_formats() {
         assert!(error.contains(needle), "{format}: {error}");
     }
     assert_eq!(
-        LogFormat::text(&"x".repeat(MAX_FORMAT + 1)).unwrap_err(),
-        FormatError::TooLong(MAX_FORMAT + 1)
+        LogFormat::text(&"x".repeat(log_format::MAX_FORMAT + 1)).unwrap_err(),
+        FormatError::TooLong(log_format::MAX_FORMAT + 1)
     );
 }
 

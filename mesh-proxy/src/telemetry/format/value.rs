@@ -10,12 +10,12 @@ use std::time::Duration;
 use http::{HeaderName, Version};
 use jiff::Timestamp;
 use mesh_api::identity::SpiffeId;
+use mesh_api::log_format::{Field, HeaderKey, HeaderPlace, Operator, OperatorKind, TimeFormat};
 use mesh_api::names::ObjectRef;
 
 use super::super::record::{Headers, LogRecord};
 use super::super::trace::TraceId;
-use super::time::TimeFormat;
-use super::{HeaderKey, HeaderPlace, Operator, OperatorKind};
+use super::time;
 use crate::flags::ResponseFlags;
 
 pub(super) const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
@@ -40,73 +40,6 @@ pub(super) enum Value<'a> {
     Time(Timestamp, &'a TimeFormat),
 }
 
-macro_rules! fields {
-    ($($field:ident = $name:literal),* $(,)?) => {
-        /// An operator without arguments.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub(super) enum Field {
-            $($field),*
-        }
-
-        impl Field {
-            fn of_name(name: &str) -> Option<Self> {
-                match name {
-                    $($name => Some(Self::$field),)*
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
-fields! {
-    Protocol = "PROTOCOL",
-    ResponseCode = "RESPONSE_CODE",
-    ResponseFlags = "RESPONSE_FLAGS",
-    ResponseCodeDetails = "RESPONSE_CODE_DETAILS",
-    ConnectionTerminationDetails = "CONNECTION_TERMINATION_DETAILS",
-    UpstreamTransportFailureReason = "UPSTREAM_TRANSPORT_FAILURE_REASON",
-    BytesReceived = "BYTES_RECEIVED",
-    BytesSent = "BYTES_SENT",
-    Duration = "DURATION",
-    RequestDuration = "REQUEST_DURATION",
-    ResponseDuration = "RESPONSE_DURATION",
-    ResponseTxDuration = "RESPONSE_TX_DURATION",
-    UpstreamHost = "UPSTREAM_HOST",
-    UpstreamRemoteAddress = "UPSTREAM_REMOTE_ADDRESS",
-    UpstreamRemoteIp = "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
-    UpstreamRemotePort = "UPSTREAM_REMOTE_PORT",
-    UpstreamCluster = "UPSTREAM_CLUSTER",
-    UpstreamClusterRaw = "UPSTREAM_CLUSTER_RAW",
-    UpstreamLocalAddress = "UPSTREAM_LOCAL_ADDRESS",
-    UpstreamLocalIp = "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT",
-    UpstreamLocalPort = "UPSTREAM_LOCAL_PORT",
-    UpstreamAttempts = "UPSTREAM_REQUEST_ATTEMPT_COUNT",
-    UpstreamPeer = "UPSTREAM_PEER_URI_SAN",
-    UpstreamLocal = "UPSTREAM_LOCAL_URI_SAN",
-    DownstreamLocalAddress = "DOWNSTREAM_LOCAL_ADDRESS",
-    DownstreamLocalIp = "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT",
-    DownstreamLocalPort = "DOWNSTREAM_LOCAL_PORT",
-    DownstreamRemoteAddress = "DOWNSTREAM_REMOTE_ADDRESS",
-    DownstreamRemoteIp = "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
-    DownstreamRemotePort = "DOWNSTREAM_REMOTE_PORT",
-    DownstreamDirectRemoteAddress = "DOWNSTREAM_DIRECT_REMOTE_ADDRESS",
-    DownstreamDirectRemoteIp = "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT",
-    DownstreamPeer = "DOWNSTREAM_PEER_URI_SAN",
-    DownstreamLocal = "DOWNSTREAM_LOCAL_URI_SAN",
-    DownstreamTlsVersion = "DOWNSTREAM_TLS_VERSION",
-    RequestedServerName = "REQUESTED_SERVER_NAME",
-    RouteName = "ROUTE_NAME",
-    GrpcStatus = "GRPC_STATUS",
-    GrpcStatusNumber = "GRPC_STATUS_NUMBER",
-    Method = "METHOD",
-    Path = "PATH",
-    TraceId = "TRACE_ID",
-    Policy = "MESH_POLICY",
-    Rule = "MESH_RULE",
-    Reason = "MESH_REASON",
-}
-
 /// gRPC's status names, as Envoy prints them.
 const GRPC_NAMES: [&str; 17] = [
     "OK",
@@ -128,123 +61,110 @@ const GRPC_NAMES: [&str; 17] = [
     "Unauthenticated",
 ];
 
-impl Field {
-    pub(super) fn parse(name: &str, arguments: Option<&str>) -> Option<Self> {
-        match (Self::of_name(name)?, arguments) {
-            // Envoy's default spelling, asked for by name.
-            (Self::GrpcStatus, Some("CAMEL_STRING")) => Some(Self::GrpcStatus),
-            (Self::GrpcStatus, Some("NUMBER")) => Some(Self::GrpcStatusNumber),
-            (_, Some(_)) => None,
-            (field, None) => Some(field),
-        }
-    }
-
-    fn value<'a>(self, record: &LogRecord<'a>) -> Value<'a> {
-        match self {
-            Self::Protocol => record.protocol.map_or(Value::Missing, |v| Value::Static(protocol(v))),
-            Self::ResponseCode => Value::Number(record.response_code.unwrap_or(0).into()),
-            Self::ResponseFlags => Value::Flags(record.flags),
-            Self::ResponseCodeDetails => detail(record.response_code_details),
-            Self::ConnectionTerminationDetails => detail(record.connection_termination_details),
-            Self::UpstreamTransportFailureReason => text(record.upstream_transport_failure_reason),
-            Self::BytesReceived => Value::Number(record.bytes_received),
-            Self::BytesSent => Value::Number(record.bytes_sent),
-            Self::Duration => Value::Number(millis(record.duration)),
-            Self::RequestDuration => duration(record.request_duration),
-            Self::ResponseDuration => duration(record.response_duration),
-            Self::ResponseTxDuration => duration(
-                record
-                    .response_duration
-                    .map(|first| record.duration.saturating_sub(first)),
-            ),
-            Self::UpstreamHost | Self::UpstreamRemoteAddress => address(record.upstream_host),
-            Self::UpstreamRemoteIp => ip(record.upstream_host),
-            Self::UpstreamRemotePort => port(record.upstream_host),
-            Self::UpstreamCluster | Self::UpstreamClusterRaw => text(record.upstream_cluster),
-            Self::UpstreamLocalAddress => address(record.upstream_local_address),
-            Self::UpstreamLocalIp => ip(record.upstream_local_address),
-            Self::UpstreamLocalPort => port(record.upstream_local_address),
-            Self::UpstreamAttempts => Value::Number(record.upstream_attempts.into()),
-            Self::UpstreamPeer => identity(record.upstream_peer),
-            Self::UpstreamLocal => identity(record.upstream_local),
-            Self::DownstreamLocalAddress => address(record.downstream_local_address),
-            Self::DownstreamLocalIp => ip(record.downstream_local_address),
-            Self::DownstreamLocalPort => port(record.downstream_local_address),
-            Self::DownstreamRemoteAddress => address(record.downstream_remote_address),
-            Self::DownstreamRemoteIp => ip(record.downstream_remote_address),
-            Self::DownstreamRemotePort => port(record.downstream_remote_address),
-            Self::DownstreamDirectRemoteAddress => address(direct(record)),
-            Self::DownstreamDirectRemoteIp => ip(direct(record)),
-            Self::DownstreamPeer => identity(record.downstream_peer),
-            Self::DownstreamLocal => identity(record.downstream_local),
-            Self::DownstreamTlsVersion => text(record.downstream_tls_version),
-            Self::RequestedServerName => text(record.requested_server_name),
-            Self::RouteName => text(record.route_name),
-            Self::GrpcStatus => record.grpc_status.map_or(Value::Missing, |status| {
-                let name = usize::try_from(status).ok().and_then(|status| GRPC_NAMES.get(status));
-                Value::Static(name.copied().unwrap_or("InvalidCode"))
-            }),
-            Self::GrpcStatusNumber => record
-                .grpc_status
-                .and_then(|status| u64::try_from(status).ok())
-                .map_or(Value::Missing, Value::Number),
-            Self::Method => text(record.method.map(http::Method::as_str)),
-            Self::Path => text(record.path),
-            Self::TraceId => record.trace_id.map_or(Value::Missing, Value::Trace),
-            Self::Policy => record.policy.map_or(Value::Missing, Value::Object),
-            Self::Rule => text(record.rule),
-            Self::Reason => text(record.reason),
-        }
+/// What an operator prints of a record.
+pub(super) fn of<'a>(operator: &'a Operator, record: &LogRecord<'a>) -> Value<'a> {
+    match &operator.kind {
+        OperatorKind::StartTime(format) => Value::Time(record.start, format),
+        OperatorKind::Field(name) => field(*name, record),
+        OperatorKind::Header {
+            place,
+            main,
+            alternative,
+        } => match (named_header(main, *place, record), alternative) {
+            (Value::Missing, Some(alternative)) => named_header(alternative, *place, record),
+            (value, _) => value,
+        },
     }
 }
 
-impl Operator {
-    pub(super) fn value<'a>(&'a self, record: &LogRecord<'a>) -> Value<'a> {
-        match &self.kind {
-            OperatorKind::StartTime(format) => Value::Time(record.start, format),
-            OperatorKind::Field(field) => field.value(record),
-            OperatorKind::Header {
-                place,
-                main,
-                alternative,
-            } => match (main.value(*place, record), alternative) {
-                (Value::Missing, Some(alternative)) => alternative.value(*place, record),
-                (value, _) => value,
-            },
-        }
+fn field<'a>(field: Field, record: &LogRecord<'a>) -> Value<'a> {
+    match field {
+        Field::Protocol => record.protocol.map_or(Value::Missing, |v| Value::Static(protocol(v))),
+        Field::ResponseCode => Value::Number(record.response_code.unwrap_or(0).into()),
+        Field::ResponseFlags => Value::Flags(record.flags),
+        Field::ResponseCodeDetails => detail(record.response_code_details),
+        Field::ConnectionTerminationDetails => detail(record.connection_termination_details),
+        Field::UpstreamTransportFailureReason => text(record.upstream_transport_failure_reason),
+        Field::BytesReceived => Value::Number(record.bytes_received),
+        Field::BytesSent => Value::Number(record.bytes_sent),
+        Field::Duration => Value::Number(millis(record.duration)),
+        Field::RequestDuration => duration(record.request_duration),
+        Field::ResponseDuration => duration(record.response_duration),
+        Field::ResponseTxDuration => duration(
+            record
+                .response_duration
+                .map(|first| record.duration.saturating_sub(first)),
+        ),
+        Field::UpstreamHost | Field::UpstreamRemoteAddress => address(record.upstream_host),
+        Field::UpstreamRemoteIp => ip(record.upstream_host),
+        Field::UpstreamRemotePort => port(record.upstream_host),
+        Field::UpstreamCluster | Field::UpstreamClusterRaw => text(record.upstream_cluster),
+        Field::UpstreamLocalAddress => address(record.upstream_local_address),
+        Field::UpstreamLocalIp => ip(record.upstream_local_address),
+        Field::UpstreamLocalPort => port(record.upstream_local_address),
+        Field::UpstreamAttempts => Value::Number(record.upstream_attempts.into()),
+        Field::UpstreamPeer => identity(record.upstream_peer),
+        Field::UpstreamLocal => identity(record.upstream_local),
+        Field::DownstreamLocalAddress => address(record.downstream_local_address),
+        Field::DownstreamLocalIp => ip(record.downstream_local_address),
+        Field::DownstreamLocalPort => port(record.downstream_local_address),
+        Field::DownstreamRemoteAddress => address(record.downstream_remote_address),
+        Field::DownstreamRemoteIp => ip(record.downstream_remote_address),
+        Field::DownstreamRemotePort => port(record.downstream_remote_address),
+        Field::DownstreamDirectRemoteAddress => address(direct(record)),
+        Field::DownstreamDirectRemoteIp => ip(direct(record)),
+        Field::DownstreamPeer => identity(record.downstream_peer),
+        Field::DownstreamLocal => identity(record.downstream_local),
+        Field::DownstreamTlsVersion => text(record.downstream_tls_version),
+        Field::RequestedServerName => text(record.requested_server_name),
+        Field::RouteName => text(record.route_name),
+        Field::GrpcStatus => record.grpc_status.map_or(Value::Missing, |status| {
+            let name = usize::try_from(status).ok().and_then(|status| GRPC_NAMES.get(status));
+            Value::Static(name.copied().unwrap_or("InvalidCode"))
+        }),
+        Field::GrpcStatusNumber => record
+            .grpc_status
+            .and_then(|status| u64::try_from(status).ok())
+            .map_or(Value::Missing, Value::Number),
+        Field::Method => text(record.method.map(http::Method::as_str)),
+        Field::Path => text(record.path),
+        Field::TraceId => record.trace_id.map_or(Value::Missing, Value::Trace),
+        Field::Policy => record.policy.map_or(Value::Missing, Value::Object),
+        Field::Rule => text(record.rule),
+        Field::Reason => text(record.reason),
     }
 }
 
-impl HeaderKey {
-    fn value<'a>(&self, place: HeaderPlace, record: &LogRecord<'a>) -> Value<'a> {
-        let headers = match place {
-            HeaderPlace::Request => record.request_headers,
-            HeaderPlace::Response => record.response_headers,
-            HeaderPlace::Trailer => record.response_trailers,
-        };
-        match (place, self) {
-            (HeaderPlace::Request, Self::Method) => text(record.method.map(http::Method::as_str)),
-            (HeaderPlace::Request, Self::Scheme) => text(record.scheme),
-            (HeaderPlace::Request, Self::Path) => text(record.path),
-            (HeaderPlace::Request, Self::Authority) => match record.authority {
-                Some(authority) => Value::Bytes(authority.as_bytes()),
-                None => header(headers, &http::header::HOST),
-            },
-            (HeaderPlace::Request, Self::OriginalPath) => match record.original_path {
-                Some(path) => Value::Bytes(path.as_bytes()),
-                None => header(headers, &ORIGINAL_PATH),
-            },
-            (HeaderPlace::Response, Self::Status) => record
-                .response_code
-                .map_or(Value::Missing, |code| Value::NumberText(code.into())),
-            (HeaderPlace::Response, Self::UpstreamServiceTime) => match record.upstream_service_time {
-                Some(time) => Value::NumberText(millis(time)),
-                None => header(headers, &SERVICE_TIME),
-            },
-            (_, Self::OriginalPath) => header(headers, &ORIGINAL_PATH),
-            (_, Self::UpstreamServiceTime) => header(headers, &SERVICE_TIME),
-            (_, Self::Named(name)) => header(headers, name),
-            (_, Self::Method | Self::Scheme | Self::Path | Self::Authority | Self::Status) => Value::Missing,
+fn named_header<'a>(key: &HeaderKey, place: HeaderPlace, record: &LogRecord<'a>) -> Value<'a> {
+    let headers = match place {
+        HeaderPlace::Request => record.request_headers,
+        HeaderPlace::Response => record.response_headers,
+        HeaderPlace::Trailer => record.response_trailers,
+    };
+    match (place, key) {
+        (HeaderPlace::Request, HeaderKey::Method) => text(record.method.map(http::Method::as_str)),
+        (HeaderPlace::Request, HeaderKey::Scheme) => text(record.scheme),
+        (HeaderPlace::Request, HeaderKey::Path) => text(record.path),
+        (HeaderPlace::Request, HeaderKey::Authority) => match record.authority {
+            Some(authority) => Value::Bytes(authority.as_bytes()),
+            None => header(headers, &http::header::HOST),
+        },
+        (HeaderPlace::Request, HeaderKey::OriginalPath) => match record.original_path {
+            Some(path) => Value::Bytes(path.as_bytes()),
+            None => header(headers, &ORIGINAL_PATH),
+        },
+        (HeaderPlace::Response, HeaderKey::Status) => record
+            .response_code
+            .map_or(Value::Missing, |code| Value::NumberText(code.into())),
+        (HeaderPlace::Response, HeaderKey::UpstreamServiceTime) => match record.upstream_service_time {
+            Some(time) => Value::NumberText(millis(time)),
+            None => header(headers, &SERVICE_TIME),
+        },
+        (_, HeaderKey::OriginalPath) => header(headers, &ORIGINAL_PATH),
+        (_, HeaderKey::UpstreamServiceTime) => header(headers, &SERVICE_TIME),
+        (_, HeaderKey::Named(name)) => header(headers, name),
+        (_, HeaderKey::Method | HeaderKey::Scheme | HeaderKey::Path | HeaderKey::Authority | HeaderKey::Status) => {
+            Value::Missing
         }
     }
 }
@@ -371,8 +291,8 @@ impl Value<'_> {
             Self::Flags(flags) => write!(out, "{flags}"),
             Self::Trace(id) => write!(out, "{id}"),
             Self::Object(object) => write!(out, "{object}"),
-            Self::Time(time, format) => {
-                format.write(*time, out);
+            Self::Time(at, format) => {
+                time::write(format, *at, out);
                 Ok(())
             }
         };
