@@ -228,30 +228,44 @@ fn of_two_files_with_one_object_the_last_modified_wins() -> anyhow::Result<()> {
 #[test]
 fn what_a_proxy_refuses_leaves_the_last_good_in_force() -> anyhow::Result<()> {
     let world = world()?;
-    let settings = |format: &str, mode: &str| {
+    let settings = |file: &str, format: &str, mode: &str| {
         format!(
-            "apiVersion: mesh.dev/v1\nkind: MeshConfig\nmetadata: {{name: mesh}}\nspec:\n  accessLogFile: /dev/stdout\n  \
+            "apiVersion: mesh.dev/v1\nkind: MeshConfig\nmetadata: {{name: mesh}}\nspec:\n  accessLogFile: {file}\n  \
              accessLogFormat: |\n    {format}\n  outboundTrafficPolicy: {{mode: {mode}}}\n"
         )
     };
+    let out = "/dev/stdout";
     let outside = App::http("outside")?;
     let url = format!("http://{}/", outside.address);
     let leave = || Call::get(&url).through(world.client.outbound()).unwrap().status;
     world
         .mesh
-        .write("mesh.yaml", &settings("first %RESPONSE_CODE%", "REGISTRY_ONLY"))?;
+        .write("mesh.yaml", &settings(out, "first %RESPONSE_CODE%", "REGISTRY_ONLY"))?;
     eventually("the settings are in force", || (leave() == 502).then_some(()))?;
 
+    // What the control plane can judge does not come as far as to the proxies.
     world
         .mesh
-        .write("mesh.yaml", &settings("second %NO_SUCH_THING%", "ALLOW_ANY"))?;
+        .write("mesh.yaml", &settings(out, "second %NO_SUCH_THING%", "ALLOW_ANY"))?;
+    eventually("the control plane refuses what it can judge", || {
+        let said = world.diagnostics();
+        said.iter().any(|line| line.contains("NO_SUCH_THING")).then_some(())
+    })?;
+    assert_eq!(leave(), 502, "the last good version stays in force");
+
+    // Whether a file can be opened only the proxy knows.
+    world
+        .mesh
+        .write("mesh.yaml", &settings("/no/such/directory/log", "second", "ALLOW_ANY"))?;
     let (_, error) = eventually("the proxy refuses them", || {
         world
             .sync("client.default", "mesh")
             .filter(|(state, _)| state == "ERROR")
     })?;
     assert!(
-        error.as_str().is_some_and(|error| error.contains("NO_SUCH_THING")),
+        error
+            .as_str()
+            .is_some_and(|error| error.contains("/no/such/directory/log")),
         "{error}"
     );
     assert_eq!(leave(), 502, "all of the last good settings are in force");
@@ -269,7 +283,7 @@ fn what_a_proxy_refuses_leaves_the_last_good_in_force() -> anyhow::Result<()> {
 
     world
         .mesh
-        .write("mesh.yaml", &settings("third %RESPONSE_CODE%", "ALLOW_ANY"))?;
+        .write("mesh.yaml", &settings(out, "third %RESPONSE_CODE%", "ALLOW_ANY"))?;
     eventually("mended", || (leave() == 200).then_some(()))?;
     eventually("and in sync", || {
         world

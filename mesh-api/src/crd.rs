@@ -27,7 +27,7 @@ pub use authorization_policy::AuthorizationPolicy;
 pub use destination_rule::DestinationRule;
 pub use gateway::Gateway;
 pub use mesh_config::MeshConfig;
-pub use object::{Kind, Meta, Object, ObjectRef, Timestamp};
+pub use object::{Kind, Meta, Object, ObjectRef, Seniority, Timestamp};
 pub use peer_authentication::PeerAuthentication;
 pub use proxy_config::ProxyConfig;
 pub use request_authentication::RequestAuthentication;

@@ -20,6 +20,7 @@ use crate::crd::{Kind, Object};
 use crate::source::{Diagnostic, FieldPath, Finding, Loaded, Severity};
 
 pub use set::{analyze_among, analyze_set};
+pub use text::{collector, namespace};
 
 /// Judges one object by itself.
 pub fn check(object: &Object) -> Vec<Finding> {
@@ -59,6 +60,12 @@ pub fn analyze(loaded: &Loaded) -> Vec<Diagnostic> {
         .into_iter()
         .map(|finding| loaded.locate(finding))
         .collect()
+}
+
+/// The fields of a kind, below `spec`, that this release acts on, as [`fields`](crate::crd::compare::fields) writes
+/// them; [`check`] reports each other one that an object sets.
+pub fn acted_on(kind: Kind) -> Vec<String> {
+    support::acted_on(kind)
 }
 
 /// Whether objects of a kind are to be compiled even where [`check`] finds errors. To leave out an authorization policy

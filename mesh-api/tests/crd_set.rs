@@ -110,6 +110,28 @@ fn rules_for_one_host_merge_block_by_block() {
         &[&both, &subset],
         &["d conflict spec.subsets[0].name: defines the subset \"v1\""],
     );
+    let port = |name: &str, number: u16| {
+        let port = format!("{{port: {{number: {number}}}, loadBalancer: {{simple: RANDOM}}}}");
+        destination_rule(
+            name,
+            &format!("{{host: reviews, trafficPolicy: {{retryBudget: {{percent: 1}}, portLevelSettings: [{port}]}}}}"),
+        )
+    };
+    check(
+        &[
+            &port("e", 80),
+            &port("f", 80),
+            &destination_rule("g", "{host: reviews}"),
+        ],
+        &[
+            "f conflict spec.trafficPolicy.portLevelSettings[0]: has settings for port 80",
+            "f conflict spec.trafficPolicy.retryBudget: sets retryBudget",
+        ],
+    );
+    check(
+        &[&port("e", 80), &port("f", 9080)],
+        &["f conflict spec.trafficPolicy.retryBudget: sets retryBudget"],
+    );
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! One object of any kind, and what can be asked of all of them alike.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -39,6 +40,36 @@ impl fmt::Display for ObjectRef {
 impl From<&ObjectRef> for crate::names::ObjectRef {
     fn from(reference: &ObjectRef) -> Self {
         Self::new(reference.kind.as_str(), &reference.namespace, &reference.name)
+    }
+}
+
+/// What decides which of two objects goes first where only one can win: the lesser does.
+///
+/// The older one does. Among objects created at the same time the name decides, then the namespace, as in Istio. Those
+/// that do not say when they were created, as in files, go before those that do, by namespace and name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seniority<'a> {
+    /// When it was created, where that is known.
+    pub created: Option<Timestamp>,
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+}
+
+impl Ord for Seniority<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let names = match self.created {
+            None => (self.namespace, self.name).cmp(&(other.namespace, other.name)),
+            Some(_) => (self.name, self.namespace).cmp(&(other.name, other.namespace)),
+        };
+        self.created.cmp(&other.created).then(names)
+    }
+}
+
+impl PartialOrd for Seniority<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -201,6 +232,15 @@ impl Object {
     /// When it was created, where that is known.
     pub fn creation_timestamp(&self) -> Option<Timestamp> {
         self.metadata().creation_timestamp.as_ref().map(|time| time.0)
+    }
+
+    /// Its place among objects of its kind where only one can win.
+    pub fn seniority(&self) -> Seniority<'_> {
+        Seniority {
+            created: self.creation_timestamp(),
+            namespace: self.namespace(),
+            name: self.name(),
+        }
     }
 
     /// Which object it is.

@@ -120,50 +120,51 @@ fn unsupported(at: FieldPath, what: &str, instead: &str, findings: &mut Findings
 const CLOSED: &str = "the rule denies the requests that the rest of it selects";
 
 fn check_rule(rule: &Rule, action: AuthorizationAction, at: &FieldPath, findings: &mut Findings) {
-    let (mut from_has_tcp, mut to_has_tcp) = (false, false);
     for (index, from) in rule.from.iter().enumerate() {
         let at = at.field("from").index(index).field("source");
         match &from.source {
             None => findings.error(at, "missing-field", "an entry of from needs a source"),
-            Some(source) => {
-                check_source(source, &at, findings);
-                from_has_tcp |= has_connection_attributes(source);
-            }
+            Some(source) => check_source(source, &at, findings),
         }
     }
     for (index, to) in rule.to.iter().enumerate() {
         let at = at.field("to").index(index).field("operation");
         match &to.operation {
             None => findings.error(at, "missing-field", "an entry of to needs an operation"),
-            Some(operation) => {
-                check_operation(operation, &at, findings);
-                to_has_tcp |= !(operation.ports.is_empty() && operation.not_ports.is_empty());
-            }
+            Some(operation) => check_operation(operation, &at, findings),
         }
     }
     for (index, condition) in rule.when.iter().enumerate() {
         check_condition(condition, &at.field("when").index(index), findings);
     }
-    let http_only = if rule.to.is_empty() {
-        !rule.from.is_empty() && !from_has_tcp
-    } else {
-        !to_has_tcp
-    };
-    if action == AuthorizationAction::Deny && http_only {
-        let message =
-            "on TCP ports the rule denies everything, since only HTTP has what it asks for; name ports as well";
-        findings.warning(at.clone(), "denies-tcp", message);
+    if action == AuthorizationAction::Deny {
+        denies_tcp(rule, at, findings);
     }
 }
 
-/// Whether a source asks for anything that a TCP connection has.
-fn has_connection_attributes(source: &Source) -> bool {
-    let requests_only = Source {
-        request_principals: source.request_principals.clone(),
-        not_request_principals: source.not_request_principals.clone(),
-        ..Source::default()
+/// Reports a rule of a DENY policy that asks for what only HTTP has and names no ports: on TCP connections that counts as
+/// matched.
+fn denies_tcp(rule: &Rule, at: &FieldPath, findings: &mut Findings) {
+    let operations = || rule.to.iter().filter_map(|to| to.operation.as_ref());
+    let any_port = |operation: &Operation| operation.ports.is_empty() && operation.not_ports.is_empty();
+    // An operation that is set and names no ports names something of HTTP.
+    let open = operations().any(|operation| any_port(operation) && *operation != Operation::default());
+    let header = |condition: &Condition| condition.key.starts_with("request.headers");
+    let by_header = rule.to.is_empty() && rule.when.iter().any(header);
+    let by_port = rule.when.iter().any(|condition| condition.key == "destination.port");
+    if !(open || by_header) || by_port {
+        return;
+    }
+    let narrowed = !rule.from.is_empty() || rule.when.iter().any(|condition| !header(condition));
+    let which = match narrowed {
+        true => "the connections that its sources and conditions select",
+        false => "every connection",
     };
-    *source != requests_only
+    let message = format!(
+        "on TCP ports of the workloads, if they have any, the rule denies {which}, since only HTTP has the rest of what it \
+         asks for; name the HTTP ports in it to spare them"
+    );
+    findings.warning(at.clone(), "denies-tcp", message);
 }
 
 fn check_source(source: &Source, at: &FieldPath, findings: &mut Findings) {

@@ -2,7 +2,7 @@
 
 use super::Findings;
 use super::security::subject;
-use super::text::{self, host, is_label, labels, millisecond, not_negative, wildcard_host};
+use super::text::{self, collector, host, is_label, labels, millisecond, namespace, not_negative, wildcard_host};
 use super::traffic_policy::connection_pool;
 use crate::crd::common::Port;
 use crate::crd::gateway::{GatewaySpec, Server, ServerTls, ServerTlsMode};
@@ -11,6 +11,7 @@ use crate::crd::proxy_config::ProxyConfigSpec;
 use crate::crd::sidecar::SidecarSpec;
 use crate::crd::telemetry::{TagOperation, TelemetrySpec};
 use crate::crd::workload_group::WorkloadGroupSpec;
+use crate::log_format;
 use crate::source::FieldPath;
 
 pub(super) fn gateway(spec: &GatewaySpec, at: &FieldPath, findings: &mut Findings) {
@@ -280,12 +281,8 @@ pub(super) fn mesh_config(spec: &MeshConfigSpec, at: &FieldPath, findings: &mut 
     for (index, domain) in spec.trust_domain_aliases.iter().enumerate() {
         findings.test(at.field("trustDomainAliases").index(index), host(domain));
     }
-    if let Some(namespace) = spec.root_namespace.as_deref().filter(|namespace| !is_label(namespace)) {
-        findings.error(
-            at.field("rootNamespace"),
-            "bad-value",
-            format!("{namespace:?} is no namespace"),
-        );
+    if let Some(root) = &spec.root_namespace {
+        findings.test(at.field("rootNamespace"), namespace(root));
     }
     if let Some(timeout) = spec.connect_timeout {
         findings.test(at.field("connectTimeout"), millisecond(timeout));
@@ -295,13 +292,13 @@ pub(super) fn mesh_config(spec: &MeshConfigSpec, at: &FieldPath, findings: &mut 
         let message = "accessLogFormat has no effect while accessLogEncoding is JSON";
         findings.warning(at.field("accessLogFormat"), "no-effect", message);
     }
+    if let Err(error) = log_format::parse(format) {
+        findings.error(at.field("accessLogFormat"), "bad-value", error.to_string());
+    }
     let Some(tracing) = &spec.tracing else { return };
     let at = at.field("tracing");
     share(tracing.sampling_percentage, &at.field("samplingPercentage"), findings);
-    if let Some(endpoint) = tracing.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty())
-        && !(endpoint.starts_with("http://") || endpoint.starts_with("https://"))
-    {
-        let message = format!("{endpoint:?} is no collector; write \"http://host:4317\"");
-        findings.error(at.field("otlpEndpoint"), "bad-value", message);
+    if let Some(endpoint) = tracing.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty()) {
+        findings.test(at.field("otlpEndpoint"), collector(endpoint));
     }
 }

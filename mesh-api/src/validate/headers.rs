@@ -8,14 +8,31 @@ use crate::source::FieldPath;
 /// Key prefix of matches on claims of a token, which stand among header matches.
 pub(super) const CLAIMS: &str = "@request.auth.claims";
 
-const PSEUDO: &[&str] = &[":method", ":scheme", ":authority", ":path", ":status"];
+/// Pseudo-headers, with the field of a match that means the same.
+const PSEUDO: &[(&str, Option<&str>)] = &[
+    (":method", Some("method")),
+    (":scheme", Some("scheme")),
+    (":authority", Some("authority")),
+    (":path", Some("uri")),
+    (":status", None),
+];
+
+/// Keys that Istio passes over among matched headers, since a match has fields of these names.
+const FIELDS: &[&str] = &["uri", "scheme", "method", "authority"];
 
 /// The name of a header that is matched.
-pub(super) fn matched_name(name: &str) -> Outcome {
-    if PSEUDO.contains(&name) || is_token(name) {
-        return Ok(());
+pub(super) fn matched_name(name: &str, at: &FieldPath, findings: &mut Findings) {
+    if let Some((_, instead)) = PSEUDO.iter().find(|(pseudo, _)| *pseudo == name) {
+        let instead = instead.map_or_else(String::new, |field| format!("; use the match's own field {field}"));
+        let message = format!("not supported yet: {name} among headers: the match never applies{instead}");
+        findings.warning(at.clone(), "not-supported-yet", message);
+    } else if FIELDS.contains(&name) {
+        let message =
+            format!("{name:?} among headers has no effect, here as in Istio; use the match's own field {name}");
+        findings.warning(at.clone(), "no-effect", message);
+    } else if !is_token(name) {
+        findings.error(at.clone(), "bad-value", format!("{name:?} is no header name"));
     }
-    Err(format!("{name:?} is no header name"))
 }
 
 /// The changes of a route or of one of its destinations.
@@ -47,7 +64,7 @@ fn side(operations: &HeaderOperations, side: Side, at: &FieldPath, findings: &mu
             if !authority {
                 findings.test(at.clone(), changed_name(name));
             }
-            findings.test(at, header_value(value));
+            header_value(value, &at, findings);
         }
     }
     for (index, name) in operations.remove.iter().enumerate() {
@@ -68,23 +85,24 @@ fn changed_name(name: &str) -> Outcome {
 }
 
 /// A value, in which `%` stands for a command operator and `%%` for itself.
-fn header_value(value: &str) -> Outcome {
+fn header_value(value: &str, at: &FieldPath, findings: &mut Findings) {
     if value.chars().any(|c| c.is_control() && c != '\t') {
-        return Err("a header value must not contain control characters".to_owned());
+        let message = "a header value must not contain control characters";
+        return findings.error(at.clone(), "bad-value", message);
     }
     let mut rest = value;
-    while let Some(start) = rest.find('%') {
-        rest = &rest[start + 1..];
-        match rest.find('%') {
-            Some(end) => rest = &rest[end + 1..],
-            None => {
-                return Err(format!(
-                    "{value:?} has a single '%'; write \"%%\" for the character itself"
-                ));
-            }
+    while let Some((_, after)) = rest.split_once('%') {
+        let Some((operator, after)) = after.split_once('%') else {
+            let message = format!("{value:?} has a single '%'; write \"%%\" for the character itself");
+            return findings.error(at.clone(), "bad-value", message);
+        };
+        if !operator.is_empty() {
+            let message =
+                format!("not supported yet: the command operator %{operator}%; the value is sent as it stands");
+            findings.warning(at.clone(), "not-supported-yet", message);
         }
+        rest = after;
     }
-    Ok(())
 }
 
 /// A token of RFC 9110, section 5.6.2.

@@ -2,7 +2,7 @@
 
 use super::headers::{self, is_authority};
 use super::text::{self, EmptyPrefix, destination, is_label, labels, millisecond, string_match, value_match};
-use super::virtual_service::{gateway_name, weights};
+use super::virtual_service::{beside_gateways, gateway_name, weights};
 use super::{Findings, headers::CLAIMS};
 use crate::crd::virtual_service::{
     CorsPolicy, DirectResponse, FaultInjection, HttpMatch, HttpRedirect, HttpRetry, HttpRewrite, HttpRoute,
@@ -142,7 +142,7 @@ fn request_match(m: &HttpMatch, in_mesh: bool, at: &FieldPath, findings: &mut Fi
                     );
                 }
             } else {
-                findings.test(at.clone(), headers::matched_name(name));
+                headers::matched_name(name, &at, findings);
             }
             value_match(value, &at, findings);
         }
@@ -164,6 +164,13 @@ fn request_match(m: &HttpMatch, in_mesh: bool, at: &FieldPath, findings: &mut Fi
             format!("{namespace:?} is no namespace"),
         );
     }
+    beside_gateways(
+        &m.gateways,
+        &m.source_labels,
+        m.source_namespace.as_deref(),
+        at,
+        findings,
+    );
     if m.ignore_uri_case && m.uri.as_ref().is_some_and(|uri| uri.regex.is_some()) {
         let message = "ignoreUriCase has no effect on a regular expression; write (?i) in front of it";
         findings.warning(at.field("ignoreUriCase"), "no-effect", message);
@@ -338,7 +345,7 @@ fn retries(policy: &HttpRetry, at: &FieldPath, findings: &mut Findings) {
         }
     }
     if let Some(conditions) = policy.retry_on.as_deref().filter(|text| !text.is_empty()) {
-        findings.test(at.field("retryOn"), text::retry_on(conditions));
+        text::retry_on(conditions, &at.field("retryOn"), findings);
     }
 }
 

@@ -108,10 +108,8 @@ fn ports(spec: &ServiceEntrySpec, at: &FieldPath, findings: &mut Findings) {
         let at = at.field("ports").index(index);
         findings.test(at.field("number"), text::port(port.number));
         findings.test(at.field("name"), label(&port.name));
-        findings.test(
-            at.field("protocol"),
-            text::protocol(port.protocol.as_deref().unwrap_or_default()),
-        );
+        let protocol = port.protocol.as_deref().unwrap_or_default();
+        text::port_protocol(protocol, &at.field("protocol"), findings);
         if let Some(target) = port.target_port {
             findings.test(at.field("targetPort"), text::port(target));
         }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::crd::destination_rule::DestinationRuleSpec;
+use crate::crd::traffic_policy::PortTrafficPolicy;
 use crate::crd::virtual_service::VirtualServiceSpec;
 use crate::crd::{Object, ObjectRef};
 use crate::source::{Diagnostic, FieldPath, Finding, Loaded};
@@ -259,6 +260,16 @@ impl<'a> Set<'a> {
                 let field = FieldPath::new("spec.trafficPolicy").field(block);
                 findings.push(Finding::warning(field, "conflict", message));
             }
+            for (index, number) in port_numbers(spec) {
+                if port_numbers(&earlier.spec).any(|(_, theirs)| theirs == number) {
+                    let message = format!(
+                        "{} has settings for port {number} of {host} as well and takes precedence",
+                        other.reference()
+                    );
+                    let field = FieldPath::new("spec.trafficPolicy.portLevelSettings").index(index);
+                    findings.push(Finding::warning(field, "conflict", message));
+                }
+            }
             for (index, subset) in spec.subsets.iter().enumerate() {
                 if earlier.spec.subsets.iter().any(|s| s.name == subset.name) {
                     let message = format!(
@@ -289,14 +300,9 @@ impl<'a> Set<'a> {
     }
 }
 
-/// Whether one object goes before the other where only one can win. A missing timestamp counts as equal.
+/// Whether one object goes before the other where only one can win.
 fn precedes(one: &Loaded, other: &Loaded) -> bool {
-    let key = |loaded: &Loaded| (loaded.object.namespace().to_owned(), loaded.object.name().to_owned());
-    let order = match (one.object.creation_timestamp(), other.object.creation_timestamp()) {
-        (Some(a), Some(b)) => a.cmp(&b),
-        _ => std::cmp::Ordering::Equal,
-    };
-    one.object.kind() == other.object.kind() && order.then_with(|| key(one).cmp(&key(other))).is_lt()
+    one.object.kind() == other.object.kind() && one.object.seniority() < other.object.seniority()
 }
 
 fn applies_in_mesh(spec: &VirtualServiceSpec) -> bool {
@@ -344,6 +350,7 @@ fn blocks(spec: &DestinationRuleSpec) -> BTreeSet<&'static str> {
         ("connectionPool", policy.connection_pool.is_some()),
         ("outlierDetection", policy.outlier_detection.is_some()),
         ("tls", policy.tls.is_some()),
+        ("retryBudget", policy.retry_budget.is_some()),
         ("retryPolicy", policy.retry_policy.is_some()),
         ("timeout", policy.timeout.is_some()),
     ]
@@ -351,6 +358,18 @@ fn blocks(spec: &DestinationRuleSpec) -> BTreeSet<&'static str> {
     .filter(|(_, set)| *set)
     .map(|(name, _)| name)
     .collect()
+}
+
+/// Ports that the top-level policy of a rule has settings for, with their places in the list.
+fn port_numbers(spec: &DestinationRuleSpec) -> impl Iterator<Item = (usize, u32)> {
+    let settings = spec
+        .traffic_policy
+        .iter()
+        .flat_map(|policy| &policy.port_level_settings);
+    let number = |settings: &PortTrafficPolicy| settings.port.as_ref().and_then(|port| port.number);
+    settings
+        .enumerate()
+        .filter_map(move |(index, settings)| Some((index, number(settings)?)))
 }
 
 fn pool_connect_timeout(spec: &DestinationRuleSpec) -> bool {

@@ -13,7 +13,7 @@ use crate::duration::Duration;
 use crate::source::FieldPath;
 
 /// What an outcome of a test is: nothing, or what is wrong.
-pub(super) type Outcome = Result<(), String>;
+pub type Outcome = Result<(), String>;
 
 /// A DNS label (RFC 1123): up to 63 lower- or upper-case letters, digits and inner dashes.
 pub(super) fn is_label(text: &str) -> bool {
@@ -77,6 +77,51 @@ pub(super) fn port(number: u32) -> Outcome {
         return Ok(());
     }
     Err(format!("{number} is no port: from 1 to 65535 is allowed"))
+}
+
+/// The name of a namespace.
+///
+/// # Errors
+/// Says what is wrong, in a sentence.
+pub fn namespace(text: &str) -> Outcome {
+    if is_label(text) && !text.bytes().any(|b| b.is_ascii_uppercase()) {
+        Ok(())
+    } else {
+        Err(format!("{text:?} is no namespace"))
+    }
+}
+
+/// Where spans go, as `http://host:port` with nothing after it.
+///
+/// # Errors
+/// Says what is wrong, in a sentence.
+pub fn collector(endpoint: &str) -> Outcome {
+    let because = |reason: &str| {
+        Err(format!(
+            "{endpoint:?} is no collector of spans: {reason}; write \"http://host:4317\", where OTLP over gRPC is spoken"
+        ))
+    };
+    if endpoint.starts_with("https://") {
+        return because("TLS is not supported yet");
+    }
+    let Some(authority) = endpoint.strip_prefix("http://") else {
+        return because("it does not begin with \"http://\"");
+    };
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    match authority.parse::<http::uri::Authority>() {
+        Err(_) => because("after \"http://\" only a host and a port may stand"),
+        Ok(authority) if authority.port_u16().is_none_or(|port| port == 0) => because("it names no port"),
+        Ok(authority) if authority.as_str().contains('@') => because("it names a user"),
+        Ok(authority)
+            if authority.host().parse::<std::net::IpAddr>().is_err() && !authority.host().starts_with('[') =>
+        {
+            match host(authority.host()) {
+                Ok(()) => Ok(()),
+                Err(reason) => because(&reason),
+            }
+        }
+        Ok(_) => Ok(()),
+    }
 }
 
 /// A duration of at least a millisecond, in whole milliseconds.
@@ -297,20 +342,49 @@ const RETRY_ON: &[&str] = &[
     "unavailable",
 ];
 
+/// Conditions that are known and never lead to a retry.
+const RETRY_ON_NOT_YET: &[&str] = &["retriable-headers", "http3-post-connect-failure"];
+
 /// Conditions of retries, separated by commas: names, or statuses.
-pub(super) fn retry_on(text: &str) -> Outcome {
-    for condition in text.split(',').map(str::trim) {
-        let status = condition.len() == 3 && condition.parse::<u16>().is_ok_and(|s| (100..=599).contains(&s));
-        if status || RETRY_ON.contains(&condition) {
-            continue;
+pub(super) fn retry_on(text: &str, at: &FieldPath, findings: &mut Findings) {
+    let is_status = |condition: &str| {
+        condition.len() == 3
+            && condition
+                .parse::<u16>()
+                .is_ok_and(|status| (100..=599).contains(&status))
+    };
+    let conditions = || text.split(',').map(str::trim);
+    for condition in conditions() {
+        if RETRY_ON_NOT_YET.contains(&condition) {
+            let message = format!("not supported yet: retryOn {condition}; nothing is retried because of it");
+            findings.warning(at.clone(), "not-supported-yet", message);
+        } else if condition == "retriable-status-codes" && !conditions().any(is_status) {
+            let message = "retriable-status-codes has no effect without statuses; list them, as in \"503,504\"";
+            findings.warning(at.clone(), "no-effect", message);
+        } else if !is_status(condition) && !RETRY_ON.contains(&condition) {
+            let hint = match crate::source::nearest(condition, RETRY_ON.iter().copied()) {
+                Some(near) => format!("did you mean {near:?}?"),
+                None => format!("known are HTTP statuses and {}", RETRY_ON.join(", ")),
+            };
+            let message = format!("{condition:?} is no condition of retries; {hint}");
+            findings.error(at.clone(), "bad-value", message);
         }
-        let hint = match crate::source::nearest(condition, RETRY_ON.iter().copied()) {
-            Some(near) => format!("did you mean {near:?}?"),
-            None => format!("known are HTTP statuses and {}", RETRY_ON.join(", ")),
-        };
-        return Err(format!("{condition:?} is no condition of retries; {hint}"));
     }
-    Ok(())
+}
+
+/// The protocol of a service's port: what is known and not carried as what it is called is reported.
+pub(super) fn port_protocol(text: &str, at: &FieldPath, findings: &mut Findings) {
+    const NOT_YET: &[&str] = &["UDP", "HTTP_PROXY", "GRPC-WEB-TLS", "HBONE", "DOUBLE-HBONE"];
+    let name = text.to_ascii_uppercase();
+    if name == "UDP" {
+        let message = "not supported yet: protocol UDP; only TCP connections to the port are carried";
+        findings.warning(at.clone(), "not-supported-yet", message);
+    } else if NOT_YET.contains(&name.as_str()) {
+        let message = format!("not supported yet: protocol {name}; the protocol is detected, as if none were declared");
+        findings.warning(at.clone(), "not-supported-yet", message);
+    } else {
+        findings.test(at.clone(), protocol(text));
+    }
 }
 
 /// The protocol of a port; empty is detected.

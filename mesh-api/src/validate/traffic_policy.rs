@@ -473,6 +473,6 @@ fn retry_policy(policy: &RetryPolicy, at: &FieldPath, findings: &mut Findings) {
     counts(&[("attempts", policy.attempts)], at, findings);
     durations(&[("perTryTimeout", policy.per_try_timeout)], at, findings);
     if let Some(conditions) = policy.retry_on.as_deref().filter(|text| !text.is_empty()) {
-        findings.test(at.field("retryOn"), text::retry_on(conditions));
+        text::retry_on(conditions, &at.field("retryOn"), findings);
     }
 }

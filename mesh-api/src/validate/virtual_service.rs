@@ -1,5 +1,7 @@
 //! VirtualService: hosts and gateways, and the rules for TLS and TCP. Rules for HTTP are judged in `http_route`.
 
+use std::collections::BTreeMap;
+
 use super::text::{self, destination, is_label, labels, wildcard_host};
 use super::{Findings, http_route};
 use crate::crd::virtual_service::{RouteDestination, TcpRoute, TlsRoute, VirtualServiceSpec};
@@ -84,6 +86,23 @@ pub(super) fn gateway_name(name: &str, at: &FieldPath, findings: &mut Findings) 
     }
 }
 
+/// A match that names gateways does not look at who asks.
+pub(super) fn beside_gateways(
+    gateways: &[String],
+    labels: &BTreeMap<String, String>,
+    namespace: Option<&str>,
+    at: &FieldPath,
+    findings: &mut Findings,
+) {
+    let namespace = namespace.is_some_and(|namespace| !namespace.is_empty());
+    for (name, set) in [("sourceLabels", !labels.is_empty()), ("sourceNamespace", namespace)] {
+        if set && !gateways.is_empty() {
+            let message = format!("{name} has no effect beside gateways, here as in Istio");
+            findings.warning(at.field(name), "no-effect", message);
+        }
+    }
+}
+
 fn tls_route(route: &TlsRoute, at: &FieldPath, findings: &mut Findings) {
     if route.matches.is_empty() {
         findings.error(
@@ -115,6 +134,13 @@ fn tcp_route(route: &TcpRoute, at: &FieldPath, findings: &mut Findings) {
         let at = at.field("match").index(index);
         level_4(&m.destination_subnets, m.port, &m.gateways, &at, findings);
         labels(&m.source_labels, &at.field("sourceLabels"), findings);
+        beside_gateways(
+            &m.gateways,
+            &m.source_labels,
+            m.source_namespace.as_deref(),
+            &at,
+            findings,
+        );
         if let Some(subnet) = &m.source_subnet {
             findings.test(at.field("sourceSubnet"), text::cidr(subnet));
         }

@@ -90,10 +90,9 @@ fn destination_rule_as_a_whole() {
 fn traffic_policies() {
     check_policy(&[
         ("loadBalancer: {simple: LEAST_REQUEST}", &[]),
-        (
-            "loadBalancer: {simple: PASSTHROUGH}",
-            &["not-supported-yet $.loadBalancer.simple: PASSTHROUGH"],
-        ),
+        ("loadBalancer: {simple: PASSTHROUGH}", &[]),
+        // What is switched off needs nobody to act on it.
+        ("loadBalancer: {localityLbSetting: {enabled: false}}", &[]),
         (
             "loadBalancer: {consistentHash: {httpHeaderName: x-user, ringHash: {minimumRingSize: 2048}}}",
             &[],
@@ -208,6 +207,10 @@ fn traffic_policies() {
             &[],
         ),
         ("retryPolicy: {}", &["!missing-field $.retryPolicy: empty"]),
+        (
+            "retryPolicy: {attempts: 1, retryOn: 'http3-post-connect-failure,503,retriable-status-codes'}",
+            &["not-supported-yet $.retryPolicy.retryOn: http3-post-connect-failure"],
+        ),
         (
             "retryPolicy: {attempts: -1, retryOn: never}",
             &[

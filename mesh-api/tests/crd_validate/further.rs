@@ -69,9 +69,41 @@ fn mesh_config() {
                     "!bad-value spec.trustDomain: no host name",
                     "!bad-value spec.rootNamespace: no namespace",
                     "!bad-value spec.connectTimeout: at least 1ms",
-                    "!bad-value spec.tracing.otlpEndpoint: no collector",
+                    "!bad-value spec.tracing.otlpEndpoint: does not begin with \"http://\"",
                     "!bad-value spec.tracing.samplingPercentage: not from 0 to 100",
                 ],
+            ),
+            (
+                "accessLogFormat: '%START_TIME(%F %T)% %REQ(X-A?:PATH):9% 100%%'\ntracing: {otlpEndpoint: 'http://[::1]:4317/'}",
+                &[],
+            ),
+            (
+                "accessLogFormat: '%RESPONSE_CODE% %NO_SUCH%'",
+                &["!bad-value spec.accessLogFormat: operator `%NO_SUCH%` is not known"],
+            ),
+            (
+                "accessLogFormat: 'at 100% of it'",
+                &["!bad-value spec.accessLogFormat: at byte 6 (`% of it`) has no closing `%`"],
+            ),
+            (
+                "accessLogFormat: '%START_TIME(%Q)%'",
+                &["!bad-value spec.accessLogFormat: `%Q` is not known in a time format"],
+            ),
+            (
+                "tracing: {otlpEndpoint: 'https://c:4317'}",
+                &["!bad-value spec.tracing.otlpEndpoint: TLS is not supported yet"],
+            ),
+            (
+                "tracing: {otlpEndpoint: 'http://c'}",
+                &["!bad-value spec.tracing.otlpEndpoint: names no port"],
+            ),
+            (
+                "tracing: {otlpEndpoint: 'http://c:4317/v1/traces'}",
+                &["!bad-value spec.tracing.otlpEndpoint: only a host and a port"],
+            ),
+            (
+                "tracing: {otlpEndpoint: 'http://c_d:4317'}",
+                &["!bad-value spec.tracing.otlpEndpoint: no host name"],
             ),
         ],
     );

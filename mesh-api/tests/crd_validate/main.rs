@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod destination_rule;
+mod fields;
 mod further;
 mod security;
 mod service_entry;

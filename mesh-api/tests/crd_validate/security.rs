@@ -115,12 +115,33 @@ fn authorization_policies() {
             ),
             (
                 &format!("action: DENY\n{}", rules("to: [{operation: {methods: [GET]}}]")),
-                &["denies-tcp spec.rules[0]: on TCP ports the rule denies everything"],
+                &["denies-tcp spec.rules[0]: the rule denies every connection"],
+            ),
+            (
+                &format!(
+                    "action: DENY\n{}",
+                    rules("to: [{operation: {methods: [GET]}}], from: [{source: {namespaces: [a]}}]")
+                ),
+                &["denies-tcp spec.rules[0]: the rule denies the connections that its sources and conditions select"],
+            ),
+            (
+                &format!(
+                    "action: DENY\n{}",
+                    rules("when: [{key: 'request.headers[x]', values: [a]}]")
+                ),
+                &["denies-tcp spec.rules[0]: the rule denies every connection"],
             ),
             (
                 &format!(
                     "action: DENY\n{}",
                     rules("to: [{operation: {methods: [GET], ports: ['80']}}]")
+                ),
+                &[],
+            ),
+            (
+                &format!(
+                    "action: DENY\n{}",
+                    rules("to: [{operation: {methods: [GET]}}], when: [{key: destination.port, values: ['80']}]")
                 ),
                 &[],
             ),

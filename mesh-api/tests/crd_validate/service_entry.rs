@@ -37,6 +37,18 @@ fn service_entries() {
                 &["!bad-value spec.addresses[0]: NONE or STATIC"],
             ),
             (
+                "hosts: [a.b]\nports: [{number: 1, name: a, protocol: UDP}, {number: 2, name: b, protocol: grpc-web-tls}, \
+                 {number: 3, name: c, protocol: HTTP_PROXY}, {number: 4, name: d, protocol: HBONE}]\n\
+                 resolution: STATIC\nendpoints: [{address: 10.0.0.1, locality: r/z}]",
+                &[
+                    "not-supported-yet spec.ports[0].protocol: protocol UDP; only TCP",
+                    "not-supported-yet spec.ports[1].protocol: GRPC-WEB-TLS; the protocol is detected",
+                    "not-supported-yet spec.ports[2].protocol: HTTP_PROXY; the protocol is detected",
+                    "not-supported-yet spec.ports[3].protocol: HBONE",
+                    "not-supported-yet spec.endpoints[0].locality: locality",
+                ],
+            ),
+            (
                 "hosts: [a.b]\nports: [{number: 0, name: a}, {number: 80, name: a, protocol: HTPP}, {number: 80, name: b}]",
                 &[
                     "!bad-value spec.ports[0].number: no port",
@@ -85,7 +97,7 @@ fn workload_entries() {
         Kind::WorkloadEntry,
         &[
             (
-                "address: 10.0.0.1\nports: {http: 80}\nlabels: {app: a}\nserviceAccount: a\nweight: 3\nlocality: r/z",
+                "address: 10.0.0.1\nports: {http: 80}\nlabels: {app: a}\nserviceAccount: a\nweight: 3",
                 &[],
             ),
             ("address: vm.example.com", &[]),

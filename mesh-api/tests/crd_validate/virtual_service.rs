@@ -121,10 +121,25 @@ fn http_matches() {
     let rows: &[Row<'_>] = &[
         (
             "{uri: {prefix: ''}, method: {exact: GET}, scheme: {exact: http}, authority: {regex: 'a.*'}, \
-             headers: {x-a: {}, x-b: {regex: '*'}, ':path': {prefix: /}}, withoutHeaders: {x-c: {exact: v}}, \
+             headers: {x-a: {}, x-b: {regex: '*'}}, withoutHeaders: {x-c: {exact: v}}, \
              queryParams: {q: {exact: '1'}}, port: 80, sourceLabels: {app: x}, sourceNamespace: shop, \
-             gateways: [mesh], ignoreUriCase: true, name: m}",
+             ignoreUriCase: true, name: m}",
             &[],
+        ),
+        (
+            "{headers: {':path': {prefix: /}, method: {exact: GET}}, withoutHeaders: {uri: {exact: /}}}",
+            &[
+                "not-supported-yet spec.http[0].match[0].headers[\":path\"]: never applies; use the match's own field uri",
+                "no-effect spec.http[0].match[0].headers.method: use the match's own field method",
+                "no-effect spec.http[0].match[0].withoutHeaders.uri: use the match's own field uri",
+            ],
+        ),
+        (
+            "{gateways: [mesh], sourceLabels: {app: x}, sourceNamespace: shop}",
+            &[
+                "no-effect spec.http[0].match[0].sourceLabels: beside gateways",
+                "no-effect spec.http[0].match[0].sourceNamespace: beside gateways",
+            ],
         ),
         (
             "{uri: {regex: '('}}",
@@ -269,7 +284,10 @@ fn http_redirects_responses_and_rewrites() {
         ),
         (
             &format!("{TO_A}, headers: {{request: {{add: {{x-a: '50%', x-b: '%HOSTNAME% 100%%'}}}}}}"),
-            &["!bad-value spec.http[0].headers.request.add.x-a: a single '%'"],
+            &[
+                "!bad-value spec.http[0].headers.request.add.x-a: a single '%'",
+                "not-supported-yet spec.http[0].headers.request.add.x-b: operator %HOSTNAME%; the value is sent as it stands",
+            ],
         ),
     ]);
 }
@@ -298,6 +316,13 @@ fn http_timeouts_retries_faults_and_mirrors() {
         (
             "retries: {attempts: 1, retryOn: 'connect-failed'}",
             &["!bad-value spec.http[0].retries.retryOn: did you mean \"connect-failure\"?"],
+        ),
+        (
+            "retries: {attempts: 1, retryOn: 'retriable-headers,5xx, retriable-status-codes'}",
+            &[
+                "not-supported-yet spec.http[0].retries.retryOn: retryOn retriable-headers; nothing is retried",
+                "no-effect spec.http[0].retries.retryOn: retriable-status-codes has no effect without statuses",
+            ],
         ),
         (
             "retries: {attempts: 1, retryRemoteLocalities: true}",
