@@ -245,7 +245,8 @@ fn header_ops(written: &crd::Headers) -> HeaderOps {
     let is_authority = |name: &str| name.eq_ignore_ascii_case("host") || name == ":authority";
     let pair = |(name, value): (&String, &String)| {
         let name: HeaderName = name.parse().ok()?;
-        let value: HeaderValue = value.parse().ok()?;
+        // As in Envoy's formats, of which operators are not supported yet: validation reports them.
+        let value: HeaderValue = value.replace("%%", "%").parse().ok()?;
         Some((name, value))
     };
     if let Some(request) = &written.request {

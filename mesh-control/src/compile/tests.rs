@@ -1,5 +1,6 @@
 //! Semantics as tables: manifests in, compiled model out, one row per sentence of the specification.
 
+mod acting;
 mod basics;
 mod cluster;
 mod delegate;
@@ -133,14 +134,20 @@ impl Mesh {
         })
     }
 
-    /// Addresses with ports of a cluster's endpoints, of whatever subset.
-    pub fn endpoints(&self, cluster: &Cluster) -> Vec<String> {
+    /// A cluster's slices.
+    pub fn slices(&self, cluster: &Cluster) -> Vec<EndpointSlice> {
         let EndpointSource::Slices(names) = &cluster.endpoints else {
             panic!("{:?}", cluster.endpoints);
         };
-        let mut all: Vec<String> = names
-            .iter()
-            .flat_map(|name| self.slice(name).endpoints)
+        names.iter().map(|name| self.slice(name)).collect()
+    }
+
+    /// Addresses with ports of a cluster's endpoints, of whatever subset.
+    pub fn endpoints(&self, cluster: &Cluster) -> Vec<String> {
+        let mut all: Vec<String> = self
+            .slices(cluster)
+            .into_iter()
+            .flat_map(|slice| slice.endpoints)
             .map(|endpoint| match endpoint.address {
                 mesh_api::model::EndpointAddress::Ip(address) => format!("{address}:{}", endpoint.port),
                 other => format!("{other:?}:{}", endpoint.port),

@@ -3,12 +3,12 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use mesh_api::crd::{Kind, Object, Timestamp};
+use mesh_api::crd::{Kind, Object, Seniority, Timestamp};
 use mesh_api::names::{self, WorkloadId};
 
 use crate::source::cluster::{ClusterKind, Metadata};
 
-/// An object's identity, ordered by age: creation time (unknown ones first), then name, then namespace, as Istio does.
+/// An object's identity, ordered by age as [`Seniority`] says: creation time, unknown ones first, then names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Age {
     /// Kind of the object.
@@ -65,6 +65,14 @@ impl Age {
         }
     }
 
+    fn seniority(&self) -> Seniority<'_> {
+        Seniority {
+            created: self.created,
+            namespace: &self.namespace,
+            name: &self.name,
+        }
+    }
+
     /// Whether it is the object of that namespace and name.
     #[must_use]
     pub fn is(&self, namespace: &str, name: &str) -> bool {
@@ -74,17 +82,47 @@ impl Age {
 
 impl Ord for Age {
     fn cmp(&self, other: &Self) -> Ordering {
-        (self.created, &self.name, &self.namespace, self.kind).cmp(&(
-            other.created,
-            &other.name,
-            &other.namespace,
-            other.kind,
-        ))
+        let order = self.seniority().cmp(&other.seniority());
+        order.then(self.kind.cmp(other.kind))
     }
 }
 
 impl PartialOrd for Age {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn age(created: Option<&str>, namespace: &str, name: &str) -> Age {
+        Age {
+            kind: "VirtualService",
+            created: created.map(|time| time.parse().unwrap()),
+            name: name.into(),
+            namespace: namespace.into(),
+        }
+    }
+
+    #[test]
+    fn time_decides_then_the_name_and_without_time_the_namespace_first() {
+        let (early, late) = (Some("2026-01-01T00:00:00Z"), Some("2026-01-01T00:00:01Z"));
+        // Each before the next.
+        let ordered = [
+            age(None, "a", "y"),
+            age(None, "a", "z"),
+            age(None, "b", "x"),
+            age(early, "z", "z"),
+            age(late, "b", "x"),
+            age(late, "c", "x"),
+            age(late, "a", "y"),
+        ];
+        for (at, one) in ordered.iter().enumerate() {
+            for (other_at, other) in ordered.iter().enumerate() {
+                assert_eq!(one.cmp(other), at.cmp(&other_at), "{one:?} {other:?}");
+            }
+        }
     }
 }

@@ -331,7 +331,7 @@ fn hosts_are_set_by_route_then_by_destination() {
 #[test]
 fn header_operations() {
     let destination = rules(
-        "  - headers: {request: {set: {a: '1'}, add: {b: '2'}, remove: [c]}, response: {set: {d: '3'}, add: {e: '4'}, remove: [f]}}\n    route: [{destination: {host: reviews}}]\n",
+        "  - headers: {request: {set: {a: '1%%'}, add: {b: '2'}, remove: [c]}, response: {set: {d: '3'}, add: {e: '4'}, remove: [f]}}\n    route: [{destination: {host: reviews}}]\n",
     )
     .destination("reviews:80");
     let ops = &destination.routes[0].headers;
@@ -341,7 +341,7 @@ fn header_operations() {
             .collect::<Vec<_>>()
             .join(",")
     };
-    assert_eq!(pairs(&ops.request_set), "a=1");
+    assert_eq!(pairs(&ops.request_set), "a=1%");
     assert_eq!(pairs(&ops.request_add), "b=2");
     assert_eq!(ops.request_remove, ["c"]);
     assert_eq!(pairs(&ops.response_set), "d=3");
