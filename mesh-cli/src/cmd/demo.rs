@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use mesh_api::validate;
 use mesh_control::config::parse_duration;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +22,7 @@ pub(super) struct Args {
     policies: Option<PathBuf>,
 
     /// Namespace whose policies hold for the whole mesh.
-    #[arg(long, default_value = "mesh-system", value_name = "NAMESPACE")]
+    #[arg(long, default_value = "mesh-system", value_name = "NAMESPACE", value_parser = parse_namespace)]
     root_namespace: String,
 
     /// Makes so many requests a second through the shop, and shows what comes of them.
@@ -38,7 +39,7 @@ pub(super) struct Args {
     access_log: Encoding,
 
     /// Sends a span for every hop to this OTLP collector over gRPC, such as http://127.0.0.1:4317.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = parse_collector)]
     otlp_endpoint: Option<String>,
 
     /// Data-plane workers of each sidecar; by default the CPU limit of the control group, else 2.
@@ -69,6 +70,14 @@ fn parse_rate(text: &str) -> Result<f64, String> {
         Ok(rate) if rate > 0.0 && rate <= 100_000.0 => Ok(rate),
         _ => Err("expected a number of requests a second above 0, at most 100000".to_owned()),
     }
+}
+
+fn parse_namespace(text: &str) -> Result<String, String> {
+    validate::namespace(text).map(|()| text.to_owned())
+}
+
+fn parse_collector(text: &str) -> Result<String, String> {
+    validate::collector(text).map(|()| text.to_owned())
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<Verdict> {
