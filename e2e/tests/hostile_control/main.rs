@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod sizes;
+mod strangers;
+
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::time::Duration;
