@@ -29,6 +29,6 @@ pub use error::{ConnectFailure, SendError, SendErrorKind};
 pub use hash::{Hashed, hash_of};
 pub use limits::{ClusterState, Overflow, RetryPermit};
 pub use outlier::Outcome;
-pub use pool::{Answer, Pool, StreamLease, TcpUpstream, UpstreamProto};
+pub use pool::{Answer, Pool, StreamLease, TcpUpstream, UpstreamProto, may_replay};
 pub use registry::Upstreams;
 pub use resolve::{Lookup, SystemLookup};

@@ -23,7 +23,7 @@ use crate::failure::{ClientKind, Failure};
 use crate::flags::ResponseFlags;
 use crate::policy::{self, TryOutcome};
 use crate::upstream::{
-    Cluster, ConnectFailure, Endpoint, Hashed, Outcome, SendError, SendErrorKind, UpstreamProto, hash_of,
+    Cluster, ConnectFailure, Endpoint, Hashed, Outcome, SendError, SendErrorKind, UpstreamProto, hash_of, may_replay,
 };
 use crate::worker::Worker;
 
@@ -149,17 +149,17 @@ async fn send(
     .map_err(|_| Failure::BadAuthority)?;
 
     let retry = retry.filter(|policy| policy.attempts > 0 && !upgrade);
-    let spare = match retry {
-        Some(policy) if may_retry_sent(policy, version, exchange.client()) => {
-            let spare = Spare {
-                parts: parts.clone(),
-                body: ReplayBuffer::new(body, REPLAY_LIMIT),
-            };
-            body = spare.body.body().unwrap_or_default();
-            Some(spare)
-        }
-        _ => None,
-    };
+    let retried = retry.is_some_and(|policy| may_retry_sent(policy, version, exchange.client()));
+    // What is lost with a connection that was reused, the pool replays from what is kept.
+    let replayed = !upgrade && !body.is_empty() && may_replay(&parts.method);
+    let kept = (retried || replayed).then(|| ReplayBuffer::new(std::mem::take(&mut body), REPLAY_LIMIT));
+    if let Some(kept) = &kept {
+        body = kept.body().unwrap_or_default();
+    }
+    let spare = kept.filter(|_| retried).map(|body| Spare {
+        parts: parts.clone(),
+        body,
+    });
     // At once, but for clusters whose names have no address yet.
     cluster.resolved(cluster.model.pool.connect_timeout).await;
     let mut request = Request::from_parts(parts, body);

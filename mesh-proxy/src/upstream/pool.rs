@@ -335,6 +335,16 @@ async fn keep_house(pool: Weak<Inner>, mailbox: Arc<Mailbox>) {
     }
 }
 
+/// Whether a request does no harm if it is done twice (RFC 9110 §9.2.2), so that the pool replays it when a connection that
+/// was reused is lost under it. It can, where the body is in memory or kept in a [`ReplayBuffer`](crate::body::ReplayBuffer).
+#[must_use]
+pub fn may_replay(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE
+    )
+}
+
 /// What a request that gets lost on a reused connection is made again from: only where a replay does no harm.
 struct Spare {
     head: Request<()>,
@@ -343,11 +353,7 @@ struct Spare {
 
 impl Spare {
     fn of(request: &Request<Body>) -> Option<Self> {
-        let harmless = matches!(
-            *request.method(),
-            Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE
-        );
-        if !harmless || request.headers().contains_key(http::header::UPGRADE) {
+        if !may_replay(request.method()) || request.headers().contains_key(http::header::UPGRADE) {
             return None;
         }
         let body = request.body().again()?;

@@ -1,8 +1,9 @@
 //! Requests in the form that a version of HTTP asks for, whatever version they came in.
 
-use http::header::{COOKIE, HOST};
+use http::header::{COOKIE, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
+use http_body::Body as _;
 
 use crate::body::Body;
 
@@ -22,6 +23,12 @@ pub(super) fn http1(mut request: Request<Body>) -> Request<Body> {
     }
     if from_http2 {
         join_cookies(request.headers_mut());
+    }
+    let rarely_has_body = matches!(*request.method(), Method::GET | Method::HEAD);
+    if rarely_has_body && !request.body().is_end_stream() && request.body().size_hint().exact().is_none() {
+        // Unless told, hyper takes it for one without a body.
+        let chunked = HeaderValue::from_static("chunked");
+        request.headers_mut().insert(TRANSFER_ENCODING, chunked);
     }
     request
 }
