@@ -210,7 +210,11 @@ impl Body {
     }
 
     fn finish(&mut self, end: End) {
-        self.lease = None;
+        if let Some(lease) = self.lease.take()
+            && end != End::Complete
+        {
+            lease.call_off();
+        }
         if let Some(observer) = self.observer.take() {
             observer.end(end, self.bytes);
         }
@@ -297,7 +301,7 @@ impl http_body::Body for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        if self.observer.is_some() {
+        if self.observer.is_some() || self.lease.is_some() {
             // hyper stops polling a body whose end it knows.
             let end = if http_body::Body::is_end_stream(self) {
                 End::Complete

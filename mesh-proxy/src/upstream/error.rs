@@ -155,11 +155,11 @@ fn h2_kind(error: &h2::Error, request_started: bool) -> SendErrorKind {
     if error.is_io() {
         return SendErrorKind::ConnectionClosed { request_started };
     }
-    // Streams that a GOAWAY fails are those beyond its last stream: not looked at (RFC 9113 §6.8).
+    // Streams that a GOAWAY fails are those beyond its last stream: not looked at, whatever its reason (RFC 9113 §6.8).
     let unseen = error.is_go_away() && error.is_remote();
     match error.reason() {
         Some(h2::Reason::REFUSED_STREAM) => SendErrorKind::RefusedStream,
-        Some(h2::Reason::NO_ERROR) if unseen => SendErrorKind::RefusedStream,
+        _ if unseen => SendErrorKind::RefusedStream,
         _ if error.is_remote() => SendErrorKind::StreamReset,
         _ => SendErrorKind::Protocol,
     }

@@ -30,6 +30,13 @@ use crate::upstream::limits::{ClusterState, ConnectionPermit, Freed};
 const STREAMS_ASSUMED: usize = 100;
 /// Largest response head, as Envoy's.
 const HEAD_MOST: u32 = 60 * 1024;
+/// Requests that were called off of which h2 remembers the streams for a second, to know what still comes for them.
+const RESETS_REMEMBERED: usize = 1024;
+/// Streams on which we answer late frames with another reset, in the whole life of a connection; past it h2 breaks the
+/// connection. Its own limit of 1024 ends connections that live long enough, with all of their requests.
+const RESETS_MOST: usize = 16 * 1024;
+/// Requests that are called off on a connection, in its whole life, before it takes no more: long before [`RESETS_MOST`].
+pub(super) const CALLED_OFF_MOST: u32 = 4096;
 /// Connections that one request waits for, where each is full or closed again before its turn comes.
 const TRIES: usize = 4;
 
@@ -58,6 +65,8 @@ pub(super) struct Connection {
     client: RefCell<Option<Client>>,
     active: Cell<usize>,
     requests: Cell<u32>,
+    /// Those that were given up before their answers had ended.
+    called_off: Cell<u32>,
     born: Instant,
     idle_since: Cell<Instant>,
     facts: Arc<ConnectionFacts>,
@@ -70,7 +79,7 @@ pub(super) struct Stream(Rc<Connection>);
 pub struct StreamLease {
     // Returned first: who gets the stream needs it.
     _lease: Lease,
-    _stream: Option<Stream>,
+    stream: Option<Stream>,
 }
 
 /// A connection that is being made, and those who wait for it.
@@ -134,7 +143,7 @@ pub(super) async fn send(
         let connection = Rc::clone(&stream.0);
         let lease = StreamLease {
             _lease: lease,
-            _stream: Some(stream),
+            stream: Some(stream),
         };
         let lost = match connection.exchange(request).await {
             Ok(response) => return Ok(connection.answer(response, is_connect, lease)),
@@ -228,7 +237,10 @@ async fn connect(
         let io = connector.connect(&endpoint, limits, AlpnKind::Http2, permit).await?;
         let facts = Arc::clone(io.facts());
         let mut builder = Builder::new(Executor);
-        builder.max_header_list_size(HEAD_MOST);
+        builder
+            .max_header_list_size(HEAD_MOST)
+            .max_concurrent_reset_streams(RESETS_REMEMBERED)
+            .max_local_error_reset_streams(RESETS_MOST);
         let (sender, client) = builder
             .handshake(TokioIo::new(io))
             .await
@@ -247,6 +259,7 @@ async fn connect(
                 client: RefCell::new(Some(client)),
                 active: Cell::new(0),
                 requests: Cell::new(0),
+                called_off: Cell::new(0),
                 born: now,
                 idle_since: Cell::new(now),
                 facts,
@@ -319,7 +332,6 @@ impl Drop for Joined<'_> {
 
 impl Connection {
     async fn exchange(&self, request: Request<Body>) -> Result<Response<Incoming>, Lost> {
-        let read = self.facts.bytes_read();
         let sent = match self.sender.borrow_mut().as_mut() {
             Some(sender) => sender.try_send_request(request),
             None => return Err(Lost::closed(request)),
@@ -329,13 +341,17 @@ impl Connection {
             // The last request that it takes.
             self.close();
         }
-        match sent.await {
+        let waiting = Waiting(&self.called_off);
+        let sent = sent.await;
+        std::mem::forget(waiting);
+        match sent {
             Ok(response) => Ok(response),
             Err(mut failed) => {
                 let unsent = failed.take_message();
                 let error = exchange_error(failed.error(), unsent.is_none());
                 let silent = match error.kind {
-                    SendErrorKind::ConnectionClosed { .. } => self.facts.bytes_read() == read,
+                    // What it sent meanwhile was for others.
+                    SendErrorKind::ConnectionClosed { .. } => true,
                     // Refused because the connection is going away, not because the endpoint is full.
                     SendErrorKind::RefusedStream => self.sender.borrow().as_ref().is_none_or(SendRequest::is_closed),
                     _ => false,
@@ -385,6 +401,7 @@ impl Connection {
     fn is_used_up(&self) -> bool {
         let lifetime = self.host.lifetime.get();
         self.requests.get() >= lifetime.requests
+            || self.called_off.get() >= CALLED_OFF_MOST
             || lifetime.whole.is_some_and(|whole| self.born.elapsed() >= whole)
             || self.host.endpoint.is_gone()
     }
@@ -426,11 +443,27 @@ impl Drop for Stream {
     }
 }
 
+/// Counts a request that is given up while it waits for its answer.
+struct Waiting<'a>(&'a Cell<u32>);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_add(1));
+    }
+}
+
 impl StreamLease {
+    /// Notes that the answer is given up before its end.
+    pub(crate) fn call_off(&self) {
+        if let Some(Stream(connection)) = &self.stream {
+            drop(Waiting(&connection.called_off));
+        }
+    }
+
     pub(super) fn of_connection(lease: Lease) -> Self {
         Self {
             _lease: lease,
-            _stream: None,
+            stream: None,
         }
     }
 }

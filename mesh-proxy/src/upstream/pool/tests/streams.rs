@@ -1,14 +1,14 @@
 //! HTTP/2 connections: shared, full, going away.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::Full;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::body::Body;
 use crate::upstream::testing::{Client, Server, get, model, read, until, worker};
@@ -200,6 +200,77 @@ fn what_becomes_of_requests_that_get_no_response() {
             assert_eq!(client.cluster.state.active_requests(), 0);
         });
     }
+}
+
+#[test]
+fn a_request_is_replayed_though_the_connection_served_others_while_it_waited() {
+    let done = Arc::new(Notify::new());
+    let first = Arc::new(AtomicBool::new(true));
+    let (served, ends) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&done));
+    let counted = Arc::clone(&served);
+    let server = Server::raw(move |tcp| {
+        let (dies, served, done) = (first.swap(false, Ordering::SeqCst), counted.clone(), ends.clone());
+        async move {
+            let mut connection = h2::server::handshake(tcp).await.unwrap();
+            let mut held = Vec::new();
+            loop {
+                let accepted = tokio::select! {
+                    accepted = connection.accept() => accepted,
+                    () = done.notified(), if dies => return,
+                };
+                let Some(Ok((request, mut respond))) = accepted else {
+                    return;
+                };
+                served.fetch_add(1, Ordering::SeqCst);
+                if dies && request.uri().path() == "/held" {
+                    held.push(respond);
+                    continue;
+                }
+                let mut stream = respond.send_response(Response::new(()), false).unwrap();
+                stream.send_data(Bytes::from("ok"), true).unwrap();
+            }
+        }
+    });
+    worker(async {
+        let client = Client::new(&Upstreams::new(), model(), &[server.address]).http2();
+        client.fetch(get("/")).await.unwrap();
+        let others = async {
+            until("it is held", || served.load(Ordering::SeqCst) == 2).await;
+            assert_eq!(client.fetch(get("/other")).await.unwrap(), "ok");
+            done.notify_one();
+        };
+        let (answer, ()) = tokio::join!(client.fetch(get("/held")), others);
+        assert_eq!(answer.unwrap(), "ok");
+        assert_eq!(server.counts.connections(), 2);
+        assert_eq!(served.load(Ordering::SeqCst), 4);
+    });
+}
+
+#[test]
+fn a_connection_whose_requests_are_called_off_too_often_is_left() {
+    let (server, open) = slow(None);
+    worker(async {
+        let client = Client::new(&Upstreams::new(), model(), &[server.address]).http2();
+        client.fetch(get("/")).await.unwrap();
+        open.send(false).unwrap();
+        let stays = client.fetch(get("/stays"));
+        let go = async {
+            for round in 1..=super::super::http2::CALLED_OFF_MOST as usize / 64 {
+                let gone = join_all((0..64).map(|_| client.fetch(get("/goes"))));
+                // All have arrived: what is called off before that is the server's to limit.
+                tokio::select! {
+                    _ = gone => panic!("they are held"),
+                    () = until("all are held", || server.counts.requests() == 2 + 64 * round) => {}
+                }
+            }
+            open.send(true).unwrap();
+            client.fetch(get("/last")).await.unwrap();
+            client.fetch(get("/comes")).await
+        };
+        let (stayed, came) = tokio::join!(stays, go);
+        assert_eq!((stayed.unwrap(), came.unwrap()), ("ok".into(), "ok".into()));
+        assert_eq!(server.counts.connections(), 2);
+    });
 }
 
 #[test]
