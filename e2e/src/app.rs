@@ -1,7 +1,6 @@
 //! Applications for tests: they run in the test's own process, on ports of the system's choice, and remember what came.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,15 +10,14 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use http_body::Frame;
-use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody};
+use http_body_util::{BodyExt as _, BodyStream, StreamBody};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
-type Body = BoxBody<Bytes, hyper::Error>;
+use crate::bodies::{Body, BoxError, full};
 
 /// A request as the application saw it.
 #[derive(Clone, Debug)]
@@ -109,6 +107,41 @@ impl App {
         })
     }
 
+    /// Does with each connection what the test says; at the end of the future the connection is closed.
+    ///
+    /// # Errors
+    /// When there is no port.
+    pub fn raw<F>(handler: impl Fn(TcpStream) -> F + Send + 'static) -> anyhow::Result<Self>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        let (address, runtime) = serve(address, move |stream, _| handler(stream))?;
+        Ok(Self {
+            address,
+            seen: Arc::default(),
+            runtime: Some(runtime),
+        })
+    }
+
+    /// Answers each request as the test says, over HTTP/1 and HTTP/2; an error ends the connection or stream.
+    ///
+    /// # Errors
+    /// When there is no port.
+    pub fn handler<F>(handler: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static) -> anyhow::Result<Self>
+    where
+        F: Future<Output = anyhow::Result<Response<Body>>> + Send + 'static,
+    {
+        Self::raw(move |stream| {
+            let handler = handler.clone();
+            let service = service_fn(move |request| {
+                let answer = handler(request);
+                async move { answer.await.map_err(|error| Broken(format!("{error:#}"))) }
+            });
+            async move { serve_http(stream, service).await }
+        })
+    }
+
     /// The requests that came, and forgets them.
     #[must_use]
     pub fn take(&self) -> Vec<Seen> {
@@ -148,15 +181,6 @@ where
 }
 
 async fn http_connection(stream: TcpStream, peer: SocketAddr, name: Bytes, seen: Arc<Mutex<Vec<Seen>>>) {
-    // HTTP/2 begins with "PRI".
-    let mut start = [0; 3];
-    while stream
-        .peek(&mut start)
-        .await
-        .is_ok_and(|length| (1..3).contains(&length))
-    {
-        tokio::task::yield_now().await;
-    }
     let service = service_fn(move |request: Request<Incoming>| {
         let (name, seen) = (name.clone(), seen.clone());
         async move {
@@ -174,8 +198,27 @@ async fn http_connection(stream: TcpStream, peer: SocketAddr, name: Bytes, seen:
             respond(request, name).await
         }
     });
+    serve_http(stream, service).await;
+}
+
+/// Speaks the version of HTTP that the client begins with, until the connection ends.
+async fn serve_http<S>(stream: TcpStream, service: S)
+where
+    S: Service<Request<Incoming>, Response = Response<Body>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+{
+    let _ = stream.set_nodelay(true);
+    // HTTP/2 begins with "PRI".
+    let mut start = [0; 3];
+    while let Ok(length) = stream.peek(&mut start).await {
+        if length == 0 || length == start.len() || start[0] != b'P' {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
     let io = TokioIo::new(stream);
-    // A broken connection is the test's own doing.
+    // How a connection ends is the tests' own doing.
     if &start == b"PRI" {
         let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
             .serve_connection(io, service)
@@ -183,9 +226,15 @@ async fn http_connection(stream: TcpStream, peer: SocketAddr, name: Bytes, seen:
     } else {
         let _ = hyper::server::conn::http1::Builder::new()
             .serve_connection(io, service)
+            .with_upgrades()
             .await;
     }
 }
+
+/// A test's handler failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Broken(String);
 
 /// A connection is ended by failing the service.
 #[derive(Debug, thiserror::Error)]
@@ -217,7 +266,7 @@ async fn respond(request: Request<Incoming>, name: Bytes) -> Result<Response<Bod
         .unwrap_or(200);
     // All of the body is read, so that its bytes have passed.
     let _ = request.into_body().collect().await;
-    let mut response = Response::new(Full::new(name).map_err(never).boxed());
+    let mut response = Response::new(full(name));
     *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
     Ok(response)
 }
@@ -229,10 +278,10 @@ fn echo(request: Request<Incoming>) -> Response<Body> {
             http::HeaderName::from_static("grpc-status"),
             HeaderValue::from_static("0"),
         )]);
-        Ok(Frame::trailers(trailers))
+        Ok::<_, hyper::Error>(Frame::trailers(trailers))
     });
     let body = futures_util::StreamExt::chain(BodyStream::new(request.into_body()), trailers);
-    let mut response = Response::new(StreamBody::new(body).boxed());
+    let mut response = Response::new(StreamBody::new(body).map_err(BoxError::from).boxed_unsync());
     let kind = HeaderValue::from_static("application/grpc");
     response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
     response
@@ -248,8 +297,4 @@ pub fn ping(stream: &mut std::net::TcpStream, bytes: &[u8]) -> anyhow::Result<()
     stream.read_exact(&mut back)?;
     anyhow::ensure!(back == bytes, "other bytes came back");
     Ok(())
-}
-
-fn never<T>(never: Infallible) -> T {
-    match never {}
 }

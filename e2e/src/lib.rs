@@ -4,6 +4,7 @@
 pub mod app;
 pub mod bench;
 pub mod binaries;
+pub mod bodies;
 pub mod client;
 pub mod cluster;
 pub mod collector;

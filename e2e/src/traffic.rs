@@ -6,8 +6,9 @@
 pub mod backend;
 pub mod caller;
 pub mod clients;
+pub mod load;
 pub mod metrics;
-pub mod tcp;
+mod tcp;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -57,6 +58,8 @@ pub struct Scene {
     pub servers: Vec<Sidecar>,
     /// Applications of `reviews`, in the same order.
     pub backends: Vec<Backend>,
+    /// What the sidecars of `reviews` were started with.
+    server_options: Vec<SidecarOptions>,
 }
 
 impl Scene {
@@ -113,6 +116,7 @@ impl Scene {
             yaml + plan.policy
         })?;
         let mut servers = Vec::new();
+        let mut server_options = Vec::new();
         let mut backends = Vec::new();
         for (index, version) in plan.versions.iter().enumerate() {
             let index = CLIENT + 1 + index;
@@ -131,6 +135,7 @@ impl Scene {
                     ..SidecarOptions::default()
                 };
                 servers.push(mesh.sidecar(&format!("reviews-{version}"), &options)?);
+                server_options.push(options);
                 backends.push(backend);
             } else {
                 let address = SocketAddr::new(mesh.address(index), WORKLOAD_PORT);
@@ -151,7 +156,25 @@ impl Scene {
             client,
             servers,
             backends,
+            server_options,
         })
+    }
+
+    /// Ends a sidecar of `reviews` as an orchestrator does, waits until it is gone, and starts it again; when this returns,
+    /// it is ready.
+    ///
+    /// # Errors
+    /// When it does not end well, or does not start.
+    pub fn replace_server(&mut self, index: usize) -> anyhow::Result<()> {
+        let old = &mut self.servers[index].process;
+        old.signal("TERM")?;
+        let status = old.wait()?;
+        anyhow::ensure!(status.success(), "{status}: {}", old.output());
+        let name = format!("reviews-{}", self.backends[index].name);
+        let mut new = self.mesh.sidecar(&name, &self.server_options[index])?;
+        new.wait_ready()?;
+        self.servers[index] = new;
+        Ok(())
     }
 
     /// Sends requests as the client's application does.

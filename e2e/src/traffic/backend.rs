@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version};
-use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -19,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-type Body = BoxBody<Bytes, hyper::Error>;
+use crate::bodies::{Body, full};
 
 /// What the application does with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,8 +221,12 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     let io = TokioIo::new(stream);
     // How a connection ends is the tests' own doing.
     if &start == b"PRI" {
-        let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service);
-        let _ = serving.await;
+        let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        // It puts up with callers that give up, however late it gets to know of them.
+        builder
+            .max_pending_accept_reset_streams(10_000)
+            .max_local_error_reset_streams(None);
+        let _ = builder.serve_connection(io, service).await;
     } else {
         let serving = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
         tokio::select! {
@@ -296,9 +299,4 @@ async fn answer(
         }
     }
     Ok(response)
-}
-
-/// A body in one piece.
-pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed()
 }

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Uri, Version};
-use http_body_util::{BodyExt as _, Full};
+use http::{HeaderMap, Method, Request, Response, Uri, Version};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+
+use crate::bodies::{Body, full};
 
 /// No answer takes longer.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -140,9 +143,9 @@ impl Caller {
 /// A connection of HTTP that is kept.
 pub enum Connection {
     /// HTTP/1.1.
-    Http1(http1::SendRequest<Full<Bytes>>),
+    Http1(http1::SendRequest<Body>),
     /// HTTP/2.
-    Http2(http2::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Body>),
 }
 
 impl Connection {
@@ -166,14 +169,40 @@ impl Connection {
         Ok(Self::Http2(sender))
     }
 
+    /// In this version of HTTP on a stream.
+    ///
+    /// # Errors
+    /// When it breaks at once.
+    pub async fn on(stream: TcpStream, version: Version) -> anyhow::Result<Self> {
+        match version {
+            Version::HTTP_2 => Self::http2(stream).await,
+            _ => Self::http1(stream).await,
+        }
+    }
+
     /// Sends a request and waits for all of the answer.
     ///
     /// # Errors
     /// When there is no whole answer.
     pub async fn send(&mut self, request: Request<Bytes>) -> anyhow::Result<Answer> {
-        let request = request.map(Full::new);
-        bounded("an answer", async {
-            let response = match self {
+        self.exchange(request.map(full)).await
+    }
+
+    /// Sends a request with any body and waits for all of the answer.
+    ///
+    /// # Errors
+    /// When there is no whole answer.
+    pub async fn exchange(&mut self, request: Request<Body>) -> anyhow::Result<Answer> {
+        bounded("an answer", async { collect(self.begin(request).await?).await }).await?
+    }
+
+    /// Sends a request and waits for the head of the answer.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn begin(&mut self, request: Request<Body>) -> anyhow::Result<Response<Incoming>> {
+        bounded("the head of an answer", async {
+            Ok(match self {
                 Self::Http1(sender) => {
                     sender.ready().await?;
                     sender.send_request(request).await?
@@ -182,19 +211,26 @@ impl Connection {
                     sender.ready().await?;
                     sender.send_request(request).await?
                 }
-            };
-            let (parts, body) = response.into_parts();
-            let body = body.collect().await?;
-            Ok(Answer {
-                status: parts.status.as_u16(),
-                version: parts.version,
-                headers: parts.headers,
-                trailers: body.trailers().cloned(),
-                body: body.to_bytes(),
             })
         })
         .await?
     }
+}
+
+/// Reads the rest of an answer.
+///
+/// # Errors
+/// When it breaks off.
+pub async fn collect(response: Response<Incoming>) -> anyhow::Result<Answer> {
+    let (parts, body) = response.into_parts();
+    let body = bounded("the end of an answer", body.collect()).await??;
+    Ok(Answer {
+        status: parts.status.as_u16(),
+        version: parts.version,
+        headers: parts.headers,
+        trailers: body.trailers().cloned(),
+        body: body.to_bytes(),
+    })
 }
 
 /// A connection.

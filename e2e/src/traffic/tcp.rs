@@ -1,58 +1,18 @@
-//! Applications and answers below HTTP: echoes, servers that speak first, and what follows an upgrade.
-
-use std::net::SocketAddr;
+//! What follows an upgrade.
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use http_body_util::combinators::BoxBody;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
 
-use super::backend::full;
-
-/// An application without HTTP; it ends with the value.
-pub struct TcpBackend {
-    /// Where it listens.
-    pub address: SocketAddr,
-    task: JoinHandle<()>,
-}
-
-impl TcpBackend {
-    /// Sends back what it gets, after a greeting of its own.
-    ///
-    /// # Errors
-    /// When there is no port.
-    pub async fn start(greeting: &'static str) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?;
-        let task = tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                tokio::spawn(async move {
-                    stream.write_all(greeting.as_bytes()).await?;
-                    let (mut reader, mut writer) = stream.split();
-                    tokio::io::copy(&mut reader, &mut writer).await?;
-                    writer.shutdown().await
-                });
-            }
-        });
-        Ok(Self { address, task })
-    }
-}
-
-impl Drop for TcpBackend {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
+use crate::bodies::{Body, full};
 
 /// Agrees to any upgrade: WebSocket gets its messages back, anything else its bytes.
-pub(super) fn accept_upgrade(headers: &HeaderMap, upgrade: OnUpgrade) -> Response<BoxBody<Bytes, hyper::Error>> {
+pub(super) fn accept_upgrade(headers: &HeaderMap, upgrade: OnUpgrade) -> Response<Body> {
     let mut response = Response::new(full(Bytes::new()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let protocol = headers.get(http::header::UPGRADE).cloned();

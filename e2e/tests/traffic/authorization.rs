@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use anyhow::ensure;
+use e2e::app::App;
 use e2e::plain::{PATIENCE, Sidecar, SidecarOptions, workload_entry};
 use e2e::traffic::caller::{Answer, Caller, bounded};
 use e2e::traffic::metrics::sum;
-use e2e::traffic::tcp::TcpBackend;
 use e2e::traffic::{Plan, Scene, logged, object, security, strict};
 use http::Method;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -208,7 +208,7 @@ async fn a_condition_that_nobody_knows_denies_what_it_selects() -> anyhow::Resul
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_of_policy_ends_a_live_connection() -> anyhow::Result<()> {
-    let application = TcpBackend::start("").await?;
+    let application = App::tcp("")?;
     let scene = Scene::start(Plan {
         versions: &["v1"],
         sidecars: true,

@@ -2,9 +2,11 @@
 
 mod authorization;
 mod balancing;
+mod churn;
 mod circuit;
 mod grpc;
 mod headers;
+mod messages;
 mod opaque;
 mod protocols;
 mod resilience;

@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::ensure;
+use e2e::app::App;
 use e2e::plain::eventually;
 use e2e::traffic::caller::{bounded, connect};
 use e2e::traffic::clients::curl;
 use e2e::traffic::metrics::sum;
-use e2e::traffic::tcp::TcpBackend;
 use e2e::traffic::{Plan, Scene, strict};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
@@ -36,7 +36,7 @@ async fn echoes<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8])
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tcp_is_carried_both_ways_and_counted() -> anyhow::Result<()> {
-    let application = TcpBackend::start("").await?;
+    let application = App::tcp("")?;
     let scene = scene(&[(9000, "tcp", "TCP", 9000)], application.address, &strict()).await?;
     let mut stream = scene.caller().tunnel("reviews:9000").await?;
     // It looks like HTTP, and nobody looks.
@@ -67,7 +67,7 @@ async fn tcp_is_carried_both_ways_and_counted() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_speaks_first_is_heard_on_an_undeclared_port() -> anyhow::Result<()> {
-    let application = TcpBackend::start("220 mail.example\r\n").await?;
+    let application = App::tcp("220 mail.example\r\n")?;
     let scene = scene(&[(9025, "any", "", 9025)], application.address, "").await?;
     let captured = scene.caller().tunnel("reviews:9025").await?;
     // Without mutual TLS the inbound side has to wait for bytes as well.
@@ -83,7 +83,7 @@ async fn a_server_that_speaks_first_is_heard_on_an_undeclared_port() -> anyhow::
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_that_are_no_http_are_tcp_on_an_undeclared_port() -> anyhow::Result<()> {
-    let application = TcpBackend::start("").await?;
+    let application = App::tcp("")?;
     let scene = scene(&[(9001, "any", "", 9001)], application.address, "").await?;
     let captured = scene.caller().tunnel("reviews.default.svc.cluster.local:9001").await?;
     let plaintext = connect((scene.servers[0].address, 9001).into()).await?;

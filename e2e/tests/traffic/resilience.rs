@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use bytes::Bytes;
+use e2e::bodies::{self, full};
 use e2e::plain::eventually;
 use e2e::traffic::backend::{Seen, Step};
 use e2e::traffic::{Plan, Scene, logged, networking, routes, subsets, traffic_policy};
@@ -164,6 +165,36 @@ async fn a_request_lost_to_a_closing_connection_is_sent_again() -> anyhow::Resul
         );
         ensure!(seen[1].connection != seen[2].connection, "{round}: the same connection");
     }
+    // Nor does a body get lost, whether its length is known or not.
+    let body = bodies::pattern(40_000);
+    for method in [Method::GET, Method::PUT, Method::DELETE] {
+        for sent in [full(body.clone()), bodies::pieces(&body, 900)] {
+            backend.then([Step::Status(200), Step::Reset]);
+            ensure!(scene.caller().get(URL).await?.status == 200);
+            let mut request = Request::builder().method(method.clone()).uri(URL);
+            if http_body::Body::size_hint(&sent).exact().is_none() {
+                // Without it, the client sends no body with GET.
+                request = request.header("transfer-encoding", "chunked");
+            }
+            let request = request.header("host", "reviews").body(sent)?;
+            let answer = scene.caller().connection().await?.exchange(request).await?;
+            ensure!(answer.status == 200, "{method}: {answer:?}");
+            let seen = backend.take();
+            ensure!(seen.len() == 3, "{method}: {}", seen.len());
+            ensure!(seen[1..].iter().all(|seen| seen.body == body), "{method}: not the body");
+            ensure!(
+                seen[1].connection != seen[2].connection,
+                "{method}: the same connection"
+            );
+        }
+    }
+    // More than is kept cannot be sent again.
+    backend.then([Step::Status(200), Step::Reset]);
+    ensure!(scene.caller().get(URL).await?.status == 200);
+    let big = bodies::pattern(3_000_000);
+    let answer = scene.caller().call(Method::PUT, URL, &[], big).await?;
+    ensure!(answer.status == 503, "{answer:?}");
+    ensure!(backend.take().len() == 2);
     // A POST may have been acted upon: it is not repeated behind the client's back.
     backend.then([Step::Status(200), Step::Reset]);
     ensure!(scene.caller().get(URL).await?.status == 200);

