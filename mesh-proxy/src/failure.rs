@@ -102,6 +102,12 @@ impl Failure {
         }
     }
 
+    /// Whether the upstream surely got nothing of the request, and another one might take it.
+    #[must_use]
+    pub fn is_unsent(&self) -> bool {
+        matches!(self, Self::ConnectFailure(_) | Self::PolicyUnavailable)
+    }
+
     /// Status of the answer.
     #[must_use]
     pub fn status(&self) -> StatusCode {

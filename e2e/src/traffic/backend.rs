@@ -68,7 +68,17 @@ pub struct Backend {
     /// Where it listens.
     pub address: SocketAddr,
     shared: Arc<Shared>,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Going>,
+}
+
+/// Whether it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Going {
+    No,
+    /// When it is done.
+    Gently,
+    /// At once.
+    Now,
 }
 
 struct Shared {
@@ -102,7 +112,7 @@ impl Backend {
             now: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
         });
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = watch::channel(Going::No);
         tokio::spawn(accept(listener, shared.clone(), stopped));
         Ok(Self {
             name: name.to_owned(),
@@ -159,7 +169,13 @@ impl Backend {
 
     /// Stops listening and breaks all connections.
     pub async fn stop(&self) {
-        self.stop.send_replace(true);
+        self.stop.send_replace(Going::Now);
+        self.stop.closed().await;
+    }
+
+    /// Stops listening at once, and ends connections after what they are doing, as a good application does at SIGTERM.
+    pub async fn leave(&self) {
+        self.stop.send_replace(Going::Gently);
         self.stop.closed().await;
     }
 }
@@ -168,18 +184,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
+/// Resolves when it is told to go so, or more urgently.
+async fn told(stopped: &mut watch::Receiver<Going>, how: Going) {
+    let _ = stopped.wait_for(|going| *going >= how).await;
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: watch::Receiver<Going>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            _ = stopped.wait_for(|stopped| *stopped) => return,
+            () = told(&mut stopped, Going::Gently) => break,
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { return };
-                connections.spawn(connection(stream, shared.clone()));
+                connections.spawn(connection(stream, shared.clone(), stopped.clone()));
             }
         }
         while connections.try_join_next().is_some() {}
     }
+    drop(listener);
+    tokio::select! {
+        () = told(&mut stopped, Going::Now) => {}
+        () = async { while connections.join_next().await.is_some() {} } => {}
+    }
+    connections.shutdown().await;
 }
 
 /// Counts while it lives.
@@ -198,7 +225,7 @@ impl Drop for Count<'_> {
     }
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+async fn connection(stream: TcpStream, shared: Arc<Shared>, mut stopped: watch::Receiver<Going>) {
     let number = shared.connections.fetch_add(1, Ordering::SeqCst);
     let (_open, _) = Count::new(&shared.open);
     let _ = stream.set_nodelay(true);
@@ -226,12 +253,24 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
         builder
             .max_pending_accept_reset_streams(10_000)
             .max_local_error_reset_streams(None);
-        let _ = builder.serve_connection(io, service).await;
+        let mut serving = std::pin::pin!(builder.serve_connection(io, service));
+        tokio::select! {
+            _ = serving.as_mut() => {}
+            () = told(&mut stopped, Going::Gently) => {
+                serving.as_mut().graceful_shutdown();
+                let _ = serving.await;
+            }
+        }
     } else {
         let serving = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
+        let mut serving = std::pin::pin!(serving.with_upgrades());
         tokio::select! {
-            _ = serving.with_upgrades() => {}
+            _ = serving.as_mut() => {}
             () = end.notified() => {}
+            () = told(&mut stopped, Going::Gently) => {
+                serving.as_mut().graceful_shutdown();
+                let _ = serving.await;
+            }
         }
     }
 }

@@ -12,3 +12,4 @@ mod protocols;
 mod resilience;
 mod robustness;
 mod routing;
+mod shutdown;

@@ -17,7 +17,7 @@ use mesh_api::identity::SpiffeId;
 use mesh_api::names::ObjectRef;
 
 use super::grpc::MessageCounter;
-use super::headers::UPSTREAM_SERVICE_TIME;
+use super::headers::{NOT_SENT, UPSTREAM_SERVICE_TIME};
 use crate::body::{Body, End, Observer};
 use crate::failure::{ClientKind, Failure};
 use crate::flags::ResponseFlags;
@@ -195,7 +195,12 @@ impl Exchange {
             notes.policy = Some(origin.clone());
             notes.rule = Some(format!("rules[{rule}]").into());
         }
-        failure.response(self.client)
+        let mut response = failure.response(self.client);
+        if self.is_inbound() && self.downstream.identity.is_some() && failure.is_unsent() {
+            let why = HeaderValue::from_static("connect-failure");
+            response.headers_mut().insert(NOT_SENT, why);
+        }
+        response
     }
 
     /// Sends the response off: the exchange ends with its body.

@@ -1,20 +1,24 @@
 //! Forwarding one request: choose a leg, then try, until a response counts or nothing is left to try.
 //!
 //! Bounds come from the route: the whole request's timeout, each try's, the number of tries and their back-off. A request
-//! is tried again only while all of its body is still at hand and no byte of a response has gone to the client.
+//! is tried again only while all of its body is still at hand and no byte of a response has gone to the client. An answer by
+//! which the sidecar of an endpoint says that its application got nothing of the request counts as a failure to connect: so
+//! ends an application that stops before everybody knows.
 
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode, Version, header};
-use mesh_api::model::{Balancer, EndpointSource, Forward, H2Upgrade, HttpRoute, Protocol, RetryCondition, RetryPolicy};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
+use mesh_api::model::{
+    Balancer, ClientTls, EndpointSource, Forward, H2Upgrade, HttpRoute, Protocol, RetryCondition, RetryPolicy,
+};
 use smallvec::SmallVec;
 
 use super::HttpVersion;
 use super::exchange::Exchange;
-use super::headers::{self, ATTEMPT_COUNT};
+use super::headers::{self, ATTEMPT_COUNT, NOT_SENT};
 use super::mirror::mirror_to;
 use super::outbound::Original;
 use crate::body::{Body, REPLAY_LIMIT, ReplayBuffer};
@@ -149,7 +153,7 @@ async fn send(
     .map_err(|_| Failure::BadAuthority)?;
 
     let retry = retry.filter(|policy| policy.attempts > 0 && !upgrade);
-    let retried = retry.is_some_and(|policy| may_retry_sent(policy, version, exchange.client()));
+    let retried = retry.is_some_and(|policy| may_retry_sent(policy, version, exchange.client(), &cluster.model.tls));
     // What is lost with a connection that was reused, the pool replays from what is kept.
     let replayed = !upgrade && !body.is_empty() && may_replay(&parts.method);
     let kept = (retried || replayed).then(|| ReplayBuffer::new(std::mem::take(&mut body), REPLAY_LIMIT));
@@ -189,10 +193,10 @@ async fn send(
         let started = Instant::now();
         let result = one_try(worker, cluster, &endpoint, version, request, per_try, exchange).await;
 
-        let again =
-            retry.filter(|policy| attempt <= policy.attempts && policy::should_retry(policy, &outcome_of(&result)));
-        let exhausted =
-            again.is_none() && attempt > 1 && retry.is_some_and(|p| policy::should_retry(p, &outcome_of(&result)));
+        let outcome = outcome_of(&result, &endpoint);
+        let wanted = retry.filter(|policy| policy::should_retry(policy, &outcome));
+        let again = wanted.filter(|policy| attempt <= policy.attempts);
+        let exhausted = again.is_none() && attempt > 1 && wanted.is_some();
         if exhausted {
             exchange.notes.flags |= ResponseFlags::URX;
         }
@@ -253,7 +257,12 @@ async fn one_try(
     };
     match sent {
         Ok(answer) => {
-            cluster.report(endpoint, Outcome::Status(answer.response.status().as_u16()));
+            let outcome = if is_not_sent(endpoint, answer.response.headers()) {
+                Outcome::ConnectFailure
+            } else {
+                Outcome::Status(answer.response.status().as_u16())
+            };
+            cluster.report(endpoint, outcome);
             exchange.notes.upstream_local = Some(answer.connection.local);
             exchange.tunnel = answer.tunnel;
             Ok(answer.response)
@@ -267,8 +276,14 @@ async fn one_try(
     }
 }
 
-fn outcome_of(tried: &Tried) -> TryOutcome {
+/// Whether an answer is a sidecar's word that its application got nothing of the request. Only of a peer in the mesh.
+fn is_not_sent(endpoint: &Endpoint, headers: &HeaderMap) -> bool {
+    endpoint.is_mutual_tls() && headers.contains_key(NOT_SENT)
+}
+
+fn outcome_of(tried: &Tried, endpoint: &Endpoint) -> TryOutcome {
     match tried {
+        Ok(response) if is_not_sent(endpoint, response.headers()) => TryOutcome::ConnectFailure,
         Ok(response) => TryOutcome::of_response(response.status(), response.headers()),
         Err(TryFailure::Timeout) => TryOutcome::Timeout,
         Err(TryFailure::Sending(error)) => match error.kind {
@@ -329,9 +344,10 @@ fn conclude(
 }
 
 /// Whether something that the policy retries can happen after the request was sent; before that, it comes back whole.
-fn may_retry_sent(policy: &RetryPolicy, upstream: HttpVersion, client: ClientKind) -> bool {
+fn may_retry_sent(policy: &RetryPolicy, upstream: HttpVersion, client: ClientKind, tls: &ClientTls) -> bool {
     policy.retry_on.iter().any(|condition| match condition {
-        RetryCondition::ConnectFailure | RetryCondition::ResetBeforeRequest => false,
+        // The sidecar of an endpoint may say so of its application.
+        RetryCondition::ConnectFailure | RetryCondition::ResetBeforeRequest => *tls != ClientTls::Disable,
         RetryCondition::RefusedStream => upstream == HttpVersion::Http2,
         RetryCondition::GrpcCancelled
         | RetryCondition::GrpcDeadlineExceeded

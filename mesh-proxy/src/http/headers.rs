@@ -16,6 +16,8 @@ pub(crate) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwar
 pub(crate) const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 /// Milliseconds until the upstream's response head.
 pub(crate) const UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+/// On the answer of a peer's sidecar: its application got nothing of the request, which may go elsewhere.
+pub(crate) const NOT_SENT: HeaderName = HeaderName::from_static("x-mesh-not-sent");
 /// Path before a rewrite.
 pub(crate) const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 
@@ -61,6 +63,7 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
 pub(crate) fn remove_peer_metadata(headers: &mut HeaderMap) {
     headers.remove(PEER_METADATA);
     headers.remove(PEER_METADATA_ID);
+    headers.remove(NOT_SENT);
 }
 
 /// Whether an HTTP/1.1 request asks to become something else.
