@@ -3,6 +3,8 @@
 mod chart;
 mod kinds;
 mod lifecycle;
+mod operations;
 mod status;
 mod traffic;
+mod walk;
 mod webhook;
