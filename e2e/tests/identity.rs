@@ -4,15 +4,18 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mesh_api::bootstrap::BootstrapToken;
 use mesh_api::identity::{SpiffeId, TrustDomain};
 use mesh_api::wire::ca::IstioCertificateRequest;
 use mesh_api::wire::ca::istio_certificate_service_client::IstioCertificateServiceClient;
-use mesh_control::ca::{Authenticator, Authority, CertificateService, Lifetimes, TokenStore, create_token};
+use mesh_control::ca::{
+    Authenticator, Authority, CertificateService, Lifetimes, ReviewToken, Reviewing, ServiceAccount, TokenStore,
+    create_token,
+};
 use mesh_control::tls::{ControlTls, ServingNames};
 use mesh_proxy::identity::{CertStore, ControlPlane, ControlPlaneConfig, IdentityClient, TokenSource};
 use mesh_proxy::tls::AlpnKind;
@@ -51,6 +54,16 @@ struct Control {
 impl Control {
     async fn start(directory: &Path, address: SocketAddr, identity: &str, lifetimes: Lifetimes) -> Self {
         let authority = Authority::open(directory, &TrustDomain::cluster_local(), lifetimes).unwrap();
+        let authenticator = Authenticator::new(TrustDomain::cluster_local(), TokenStore::new(directory));
+        Self::serve(authority, authenticator, address, identity).await
+    }
+
+    async fn serve(
+        authority: Arc<Authority>,
+        authenticator: Authenticator,
+        address: SocketAddr,
+        identity: &str,
+    ) -> Self {
         let names = ServingNames {
             identity: id(identity),
             dns_names: Vec::new(),
@@ -59,7 +72,6 @@ impl Control {
         let tls = ControlTls::new(authority.clone(), names).unwrap();
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let authenticator = Authenticator::new(TrustDomain::cluster_local(), TokenStore::new(directory));
         let service = CertificateService::server(authority.clone(), authenticator);
         let (stop, incoming) = (CancellationToken::new(), tls.clone().incoming(listener));
         let serving = tonic::transport::Server::builder().serve_with_incoming_shutdown(
@@ -107,13 +119,17 @@ impl Drop for Proxy {
 
 impl Proxy {
     fn dialling(address: SocketAddr, token: Option<TokenSource>) -> Self {
+        Self::knowing(address, token, None)
+    }
+
+    fn knowing(address: SocketAddr, token: Option<TokenSource>, roots: Option<PathBuf>) -> Self {
         let store = CertStore::new(TrustDomains::new(TrustDomain::cluster_local(), Vec::new()));
         let address = address.to_string().parse().unwrap();
         let config = ControlPlaneConfig {
             address,
             identity: id(CONTROL),
             token,
-            roots: None,
+            roots,
         };
         let control = ControlPlane::new(config, store.clone());
         Self {
@@ -313,6 +329,61 @@ async fn expired_and_unknown_tokens_are_refused_and_a_new_one_mends_it() {
     let proxy = proxy.run(ORDERS, None);
     std::fs::write(&path, control.token(directory.path(), ORDERS).to_string()).unwrap();
     soon("a certificate by the new token", proxy.store.ready()).await;
+}
+
+/// Vouches for the tokens `orders.jwt.<number>`, as an API server would.
+struct Reviewer;
+
+impl ReviewToken for Reviewer {
+    fn review<'a>(&'a self, token: &'a str) -> Reviewing<'a> {
+        let known = token.starts_with("orders.jwt.");
+        Box::pin(async move {
+            let account = known.then(|| ServiceAccount {
+                identity: id(ORDERS),
+                expires: SystemTime::now() + HOUR,
+            });
+            account.ok_or_else(|| tonic::Status::unauthenticated("no such token"))
+        })
+    }
+}
+
+/// As in a pod: the token and the roots are files that are replaced under way, and there is no bootstrap token.
+#[tokio::test]
+async fn service_account_tokens_and_mounted_roots_are_read_as_they_are_now() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    let open = |name: &str| {
+        let path = directory.path().join(name);
+        Authority::open(&path, &TrustDomain::cluster_local(), Lifetimes::default()).unwrap()
+    };
+    let (authority, other) = (open("ours"), open("theirs"));
+    let any = "127.0.0.1:0".parse().unwrap();
+    let authenticator = Authenticator::in_cluster(TrustDomain::cluster_local(), Arc::new(Reviewer));
+    let control = Control::serve(authority.clone(), authenticator, any, CONTROL).await;
+
+    let token = TokenSource::File(file("token", "orders.jwt.1\n"));
+    let roots = file("root-cert.pem", &other.roots_pem());
+    let orders = Proxy::knowing(control.address, Some(token), Some(roots));
+    assert_eq!(
+        orders.ask(ORDERS).await.unwrap_err().code(),
+        Code::Unavailable,
+        "another mesh's root"
+    );
+
+    file("root-cert.pem", &(other.roots_pem() + &authority.roots_pem()));
+    assert_eq!(orders.ask(ORDERS).await.unwrap().len(), 2, "leaf, root");
+    assert_eq!(orders.ask(PAYMENTS).await.unwrap_err().code(), Code::PermissionDenied);
+
+    file("token", "somebody.else.1");
+    let status = orders.ask(ORDERS).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated, "{status}");
+    file("token", "orders.jwt.2");
+    let orders = orders.run(ORDERS, None);
+    soon("a certificate by the new token", orders.store.ready()).await;
 }
 
 #[tokio::test]

@@ -5,8 +5,12 @@
 //! they share; the authority's Secret, which must exist before anybody can be served, is made by whoever comes first.
 
 mod call;
+pub mod cleanup;
 mod client;
+pub mod conditions;
 pub mod leader;
+pub mod object_status;
+pub mod replica;
 pub mod root_cert;
 pub mod secrets;
 pub mod token_review;

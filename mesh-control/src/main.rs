@@ -1,4 +1,5 @@
-//! mesh-control: serves a mesh's configuration and certificates, or makes bootstrap tokens for its proxies.
+//! mesh-control: serves a mesh's configuration and certificates; or makes bootstrap tokens for its proxies, or cleans
+//! a cluster up.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use mesh_api::identity::SpiffeId;
 use mesh_control::ca::{Authority, Lifetimes, create_token};
 use mesh_control::config::{CaConfig, Config, parse_duration};
+use mesh_control::kube::cleanup::Cleanup;
 use mesh_control::{hook, run};
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +36,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Deletes what control plane and injector made in the cluster: their Lease, ConfigMaps and Secret, and the chart's
+    /// MeshConfig. For the chart's use after uninstallation. CRDs, users' objects and running pods stay.
+    Cleanup(CleanupArgs),
     /// Bootstrap tokens: how proxies outside Kubernetes prove, once, who they are.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -67,6 +72,23 @@ struct ProbeArgs {
     timeout: Duration,
 }
 
+#[derive(Debug, Args)]
+struct CleanupArgs {
+    /// Namespace of the control plane.
+    #[arg(
+        long,
+        env = "MESH_POD_NAMESPACE",
+        default_value = "mesh-system",
+        value_name = "NAMESPACE"
+    )]
+    namespace: String,
+
+    /// Deletes Secret mesh-ca too, the certificate authority's keys. A mesh installed later has a new root then: pods that
+    /// still run on certificates of the old one have to be restarted. A plugged-in Secret cacerts always stays.
+    #[arg(long, env = "MESH_CLEANUP_CA")]
+    ca: bool,
+}
+
 #[derive(Debug, Subcommand)]
 enum TokenCommand {
     /// Makes a token and prints it. The control plane need not run, and needs no restart.
@@ -97,6 +119,13 @@ fn main() -> ExitCode {
         Some(Command::Token(TokenCommand::Create(args))) => create(args),
         Some(Command::Apply(args)) => block_on(hook::apply(&args.file, args.timeout)),
         Some(Command::Probe(args)) => block_on(hook::probe(&args.urls, args.timeout)),
+        Some(Command::Cleanup(args)) => run::once(async |client| {
+            let cleanup = Cleanup {
+                namespace: args.namespace.clone(),
+                authority: args.ca,
+            };
+            Ok(cleanup.run(&client).await?)
+        }),
         None => run::main(cli.config, CancellationToken::new()),
     };
     match outcome {

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
@@ -19,9 +19,12 @@ use crate::discovery::Discovery;
 use crate::grpc::Services;
 use crate::kube;
 use crate::kube::leader::{Elector, Timing};
+use crate::kube::object_status::StatusWriter;
+use crate::kube::replica::{Counts, Replica};
 use crate::kube::root_cert::RootCert;
 use crate::kube::secrets::CaSecrets;
 use crate::kube::token_review::TokenReviewer;
+use crate::objects::StatusView;
 use crate::source::dir::{DirSource, Options};
 use crate::source::kube::KubeSource;
 use crate::source::{Event, Source};
@@ -41,17 +44,32 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 /// # Errors
 /// As [`run`], and when the log's filter is none.
 pub fn main(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let filter: tracing_subscriber::EnvFilter = config.log.parse().context("--log")?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
+    log_to_stderr(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         tokio::spawn(stop_on_signals(stop.clone()));
         run(config, stop).await
     })
+}
+
+/// Does one thing with the cluster's API server. To be called from a plain thread.
+///
+/// # Errors
+/// When there is no client, or as `work` says.
+pub fn once(work: impl AsyncFnOnce(::kube::Client) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    log_to_stderr("info")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async { work(kube::connect().await?).await })
+}
+
+fn log_to_stderr(filter: &str) -> anyhow::Result<()> {
+    let filter: tracing_subscriber::EnvFilter = filter.parse().context("--log")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    Ok(())
 }
 
 /// Runs a control plane until `shutdown`.
@@ -114,7 +132,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         (config::Source::Kubernetes, None) => anyhow::bail!("--kubernetes: there is no client of the API server"),
     };
     let discovery = Discovery::new(
-        resolver,
+        resolver.clone(),
         Arc::new(authenticator.clone()),
         config.name.as_str(),
         shutdown.clone(),
@@ -142,7 +160,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let renewal = tls.clone();
     let renewal_ends = shutdown.clone();
     tokio::spawn(async move { renewal.keep_fresh(renewal_ends).await });
-    let election = client.map(|client| write_as_leader(&config, &client, &authority, &shutdown));
 
     // Until all policy is known nothing is answered: half of it could let in what the other half forbids. Proxies that
     // connect meanwhile wait in the system's queue.
@@ -159,6 +176,19 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         root = %authority.fingerprint(),
         "started"
     );
+    let mut writers = JoinSet::new();
+    if let (Some(client), Source::Kubernetes(source)) = (&client, &source) {
+        let namespace = config.own_namespace();
+        let view = StatusView::new(source, resolver.clone(), discovery.clone());
+        let count = move || Counts::of(&view.programmed(), &view.proxies());
+        let replica = Replica::new(client.clone(), namespace, &config.name, count);
+        writers.spawn(replica.run(shutdown.clone()));
+        let root_cert = RootCert::new(client.clone(), authority.clone());
+        let statuses = StatusWriter::new(client.clone(), namespace, source.objects(), resolver);
+        let elector = Elector::new(client.clone(), namespace, &config.name, Timing::default());
+        write_as_leader(&elector, root_cert, statuses, &shutdown);
+        writers.spawn(elector.run(shutdown.clone()));
+    }
     let services = Services(discovery.server(), CertificateService::server(authority, authenticator));
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE))
@@ -171,32 +201,23 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     }
     // Streams end by themselves at shutdown; a proxy that does not read may hold its connection no longer.
     let ended = tokio::time::timeout(STOP_LIMIT, server).await;
-    if let Some(election) = election {
-        // The next leader need not wait for the Lease to run out.
-        let _ = tokio::time::timeout(STOP_LIMIT, election).await;
-    }
+    // The next leader need not wait for the Lease to run out, and proxies are not counted twice.
+    let _ = tokio::time::timeout(STOP_LIMIT, writers.join_all()).await;
     match ended {
         Ok(ended) => ended.context("serving discovery"),
         Err(_) => Ok(()),
     }
 }
 
-/// What replicas share is written by one of them. Returns the election, which ends by handing over.
-fn write_as_leader(
-    config: &Config,
-    client: &::kube::Client,
-    authority: &Arc<Authority>,
-    shutdown: &CancellationToken,
-) -> JoinHandle<()> {
-    let elector = Elector::new(client.clone(), config.own_namespace(), &config.name, Timing::default());
-    let leadership = elector.leadership();
-    let root_cert = RootCert::new(client.clone(), authority.clone());
-    let ends = shutdown.clone();
-    tokio::spawn(leadership.while_leading(ends, move || {
-        let root_cert = root_cert.clone();
-        async move { root_cert.run().await }
-    }));
-    tokio::spawn(elector.run(shutdown.clone()))
+/// What replicas share is written by one of them.
+fn write_as_leader(elector: &Elector, root_cert: RootCert, statuses: StatusWriter, shutdown: &CancellationToken) {
+    let work = move || {
+        let (root_cert, statuses) = (root_cert.clone(), statuses.clone());
+        async move {
+            tokio::join!(root_cert.run(), statuses.run());
+        }
+    };
+    tokio::spawn(elector.leadership().while_leading(shutdown.clone(), work));
 }
 
 fn pages(

@@ -4,6 +4,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::status::{Condition, Generation, ValidationMessage};
 use crate::duration::Duration;
 
 /// Settings of the whole mesh.
@@ -13,11 +14,14 @@ use crate::duration::Duration;
     version = "v1",
     kind = "MeshConfig",
     plural = "meshconfigs",
-    status = "super::status::IstioStatus",
+    status = "MeshConfigStatus",
     derive = "Default",
     derive = "PartialEq",
     doc = "Settings of the whole mesh.",
-    printcolumn = r#"{"name":"Trust Domain","type":"string","jsonPath":".spec.trustDomain"}"#,
+    printcolumn = r#"{"name":"mTLS","type":"string","jsonPath":".status.mtlsMode"}"#,
+    printcolumn = r#"{"name":"Trust Domain","type":"string","jsonPath":".status.trustDomain"}"#,
+    printcolumn = r#"{"name":"Version","type":"string","jsonPath":".status.controlPlaneVersion"}"#,
+    printcolumn = r#"{"name":"Proxies in sync","type":"string","jsonPath":".status.proxiesInSync"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
@@ -49,6 +53,34 @@ pub struct MeshConfigSpec {
     /// Where spans go.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tracing: Option<MeshTracing>,
+}
+
+/// The state of the mesh, as its control plane sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
+pub struct MeshConfigStatus {
+    /// Whether workloads take plaintext where no narrower PeerAuthentication says: STRICT, PERMISSIVE or DISABLE.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtls_mode: Option<String>,
+    /// The trust domain in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trust_domain: Option<String>,
+    /// Versions of the control plane's replicas.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_plane_version: Option<String>,
+    /// Proxies that have acknowledged all that they were sent, of those that are connected: `12/12`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxies_in_sync: Option<String>,
+    /// What holds for the object now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Findings of the last validation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub validation_messages: Vec<ValidationMessage>,
+    /// The generation that the status is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<Generation>,
 }
 
 /// What happens to traffic to unknown hosts.

@@ -192,7 +192,7 @@ impl FakeApi {
             .unwrap_or_default()
             .split('&')
             .filter_map(|pair| pair.split_once('='))
-            .map(|(name, value)| (name.to_owned(), value.replace("%3D", "=").replace("%2F", "/")))
+            .map(|(name, value)| (name.to_owned(), decoded(value)))
             .collect();
         let line = format!("{} {}", parts.method, parts.uri.path());
         if self.state().forbidden.iter().any(|start| line.starts_with(start)) {
@@ -225,7 +225,15 @@ impl FakeApi {
             });
         }
         let document: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let answer = self.write(&mut state, &parts.method, path, &subresource, document);
+        let applied = parts
+            .headers
+            .get("content-type")
+            .is_some_and(|kind| kind == "application/apply-patch+yaml");
+        let answer = if applied && !state.objects.contains_key(&path) {
+            success(&self.store(&mut state, "ADDED", path, document))
+        } else {
+            self.write(&mut state, &parts.method, path, &subresource, document)
+        };
         if answer.status().is_success() {
             state.writes.push(line);
         }
@@ -384,7 +392,19 @@ impl Path {
             && labelled
                 .into_iter()
                 .all(|(name, value)| object["metadata"]["labels"][name] == value)
+            && among(labels, object)
     }
+}
+
+/// `name in (one,two)`, alone.
+fn among(selector: &str, object: &Value) -> bool {
+    let Some((name, values)) = selector.split_once(" in (") else {
+        return true;
+    };
+    let values = values.trim_end_matches(')').split(',');
+    values
+        .into_iter()
+        .any(|value| object["metadata"]["labels"][name] == value)
 }
 
 /// A JSON merge patch (RFC 7396).
@@ -403,6 +423,14 @@ fn merge(target: &mut Value, patch: &Value) {
             merge(&mut target[name], value);
         }
     }
+}
+
+fn decoded(text: &str) -> String {
+    let mut text = text.replace('+', " ");
+    for (code, character) in [("%3D", "="), ("%2F", "/"), ("%28", "("), ("%29", ")"), ("%2C", ",")] {
+        text = text.replace(code, character);
+    }
+    text
 }
 
 fn success(object: &Value) -> Answer {

@@ -22,9 +22,17 @@ use super::{MANAGER, ROOT_CERT_CONFIG_MAP, labels};
 use crate::ca::{Authority, ROOT_CERT};
 
 /// What puts all pods of a namespace into the mesh.
-const NAMESPACE_LABELS: [(&str, &str); 2] = [("istio-injection", "enabled"), ("mesh.dev/inject", "enabled")];
+const NAMESPACE_LABELS: [(&str, &str); 3] = [
+    ("istio-injection", "enabled"),
+    ("mesh.dev/inject", "enabled"),
+    ("mesh.dev/inject", "true"),
+];
 /// What puts a single pod into the mesh.
-const POD_SELECTORS: [&str; 2] = ["sidecar.istio.io/inject=true", "mesh.dev/inject=true"];
+const POD_SELECTORS: [&str; 3] = [
+    "sidecar.istio.io/inject=true",
+    "mesh.dev/inject=true",
+    "mesh.dev/inject=enabled",
+];
 /// Changes that come together are acted on together.
 const SETTLE: Duration = Duration::from_millis(50);
 /// After a namespace could not be written.
@@ -131,6 +139,7 @@ impl RootCert {
                 return Ok(());
             }
             data.insert(ROOT_CERT.to_owned(), roots.to_owned());
+            present.labels_mut().extend(labels());
             call(what, api.replace(ROOT_CERT_CONFIG_MAP, &params, &present)).await?;
         } else {
             call(what, api.create(&params, &config_map(roots))).await?;
