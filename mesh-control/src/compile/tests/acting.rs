@@ -120,6 +120,10 @@ fn set(spec: &mut Value, field: &str, value: Value) {
 
 fn check(kind: Kind, rows: &[Row]) {
     let mut missing: BTreeSet<String> = acted_on(kind).into_iter().collect();
+    if kind == Kind::MeshConfig {
+        // Compared with the authority's, and an error in the log where it differs: proxies get nothing else of it.
+        assert!(missing.remove("trustDomain"));
+    }
     let mut silent = Vec::new();
     for (field, base, value) in rows {
         assert!(
@@ -174,8 +178,8 @@ fn virtual_service() {
         ("hosts", ROUTE, "[orders]"),
         ("gateways", ROUTE, "[elsewhere]"),
         ("exportTo", ROUTE, "[.]"),
-        ("http[].name", ROUTE, "n"),
-        ("http[].match[].name", ROUTE, "n"),
+        ("http[].name", ROUTE, "named"),
+        ("http[].match[].name", ROUTE, "named"),
         ("http[].match[].uri.exact", ROUTE, "/a"),
         ("http[].match[].uri.prefix", ROUTE, "/a"),
         ("http[].match[].uri.regex", ROUTE, "/a"),
@@ -364,7 +368,6 @@ fn mesh_config() {
     const LOG: &str = "{accessLogFile: /dev/stdout}";
     const TRACES: &str = "{tracing: {otlpEndpoint: 'http://a:1'}}";
     let rows: &[Row] = &[
-        ("trustDomain", "{}", "example.com"),
         ("trustDomainAliases", "{}", "[example.com]"),
         ("rootNamespace", "{}", "roots"),
         ("outboundTrafficPolicy.mode", "{}", "REGISTRY_ONLY"),
