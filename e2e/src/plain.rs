@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use crate::binaries;
 
 /// How long anything may take to happen.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `probe` gives a value.
 ///

@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use crate::bodies::{Body, full};
 
 /// No answer takes longer.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// An answer, with all of its body.
 #[derive(Clone, Debug)]
@@ -244,7 +244,7 @@ pub async fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
     Ok(stream)
 }
 
-/// The future's value, if it comes within half a minute.
+/// The future's value, if it comes within a minute.
 ///
 /// # Errors
 /// When it does not; `what` says what did not come.

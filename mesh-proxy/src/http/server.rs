@@ -107,10 +107,10 @@ where
                 result = connection.as_mut() => return Ok(result?),
                 () = drain.started() => requests.ending.set(true),
             }
+            // Not cut short when listeners close: who was let in last has not sent its request yet.
             tokio::select! {
                 result = connection.as_mut() => return Ok(result?),
                 () = tokio::time::sleep(LAST_REQUEST) => {}
-                () = drain.closing() => {}
             }
             connection.as_mut().graceful_shutdown();
             Ok(connection.await?)
