@@ -62,7 +62,8 @@ pub(super) fn proxy(pod: &Pod, config: &InjectorConfig, settings: &Settings, tol
         lifecycle: Some(Lifecycle {
             // An ordinary container's successors start when its hook has ended.
             post_start: (!native && settings.hold).then(|| exec("wait")),
-            pre_stop: Some(exec("drain")),
+            // An ordinary container is told to end together with the application, and stays for a while by itself.
+            pre_stop: native.then(|| exec("drain")),
             ..Lifecycle::default()
         }),
         security_context: Some(unprivileged()),

@@ -153,10 +153,7 @@ fn a_classic_sidecar_starts_first_and_the_application_waits_for_it() {
     assert!(proxy.get("restartPolicy").is_none() && proxy.get("startupProbe").is_none());
     assert_eq!(
         proxy["lifecycle"],
-        json!({
-            "postStart": {"exec": {"command": [PROXY_BINARY, "wait"]}},
-            "preStop": {"exec": {"command": [PROXY_BINARY, "drain"]}},
-        })
+        json!({"postStart": {"exec": {"command": [PROXY_BINARY, "wait"]}}})
     );
     assert_eq!(
         pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"],
