@@ -15,6 +15,7 @@ mod routing;
 mod security;
 mod service;
 mod slices;
+mod texts;
 mod traffic;
 mod workload;
 
@@ -29,6 +30,8 @@ use mesh_api::identity::TrustDomain;
 pub use crate::discovery::resources::Key;
 pub use crate::source::Event;
 use crate::source::cluster::{ClusterKind, ClusterObject, ClusterRef};
+
+use texts::Texts;
 
 pub use age::Age;
 pub use export::{Export, Visibility};
@@ -82,6 +85,7 @@ pub struct World {
     mesh_configs: Vec<(Age, Arc<MeshConfigSpec>)>,
     trust_domain_aliases: Vec<TrustDomain>,
     root_namespace: Arc<str>,
+    texts: Texts,
 }
 
 impl World {
@@ -98,6 +102,7 @@ impl World {
             security: Security::default(),
             mesh_configs: Vec::new(),
             trust_domain_aliases: Vec::new(),
+            texts: Texts::default(),
             root_namespace: options.root_namespace.clone(),
             options,
         }
@@ -157,7 +162,7 @@ impl World {
     fn observe(&mut self, object: &ClusterObject, touched: &mut HashSet<Key>) {
         match object {
             ClusterObject::Node(node) => self.registry.put_node(node, touched),
-            ClusterObject::Pod(pod) => match Workload::of_pod(pod) {
+            ClusterObject::Pod(pod) => match Workload::of_pod(pod, &mut self.texts) {
                 Some(workload) => self.registry.put_workload(workload, touched),
                 None => self.vanish(&object.reference(), touched),
             },

@@ -48,11 +48,6 @@ pub fn served_versions(kind: Kind) -> Vec<String> {
         .collect()
 }
 
-/// The name of a kind in the API server's paths.
-pub fn plural(kind: Kind) -> String {
-    kind.derived_definition().spec.names.plural
-}
-
 /// The schema of a kind's objects, with [`ONE_OF`] where fields exclude each other.
 pub fn schema(kind: Kind) -> &'static Value {
     static SCHEMAS: OnceLock<BTreeMap<Kind, Value>> = OnceLock::new();

@@ -120,6 +120,11 @@ macro_rules! kinds {
                 match self { $(Self::$kind => $kind::version(&()).into_owned()),+ }
             }
 
+            /// The name in the API server's paths.
+            pub fn plural(self) -> String {
+                match self { $(Self::$kind => $kind::plural(&()).into_owned()),+ }
+            }
+
             /// The definition as derived from the type, before `definition` adapts it to the API server.
             pub(super) fn derived_definition(self) -> super::definition::Derived {
                 match self { $(Self::$kind => <$kind as kube::CustomResourceExt>::crd()),+ }

@@ -17,7 +17,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use kube::Client;
 use kube::client::Body;
-use mesh_api::crd::{Kind, definition};
+use mesh_api::crd::Kind;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tonic::codegen::Service;
@@ -446,7 +446,7 @@ fn no_such_path() -> Answer {
 
 /// The kinds that a group and version has: whatever this crate reads.
 fn served() -> Answer {
-    let policy = Kind::ALL.iter().map(|kind| definition::plural(*kind));
+    let policy = Kind::ALL.iter().map(|kind| kind.plural());
     let all = policy.chain(["endpointslices".to_owned(), "servicecidrs".to_owned()]);
     let resources: Vec<Value> = all.map(|name| json!({ "name": name })).collect();
     success(&json!({ "kind": "APIResourceList", "resources": resources }))

@@ -12,8 +12,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::core::ApiResource;
 use kube::{Api, Client};
+use mesh_api::crd::ObjectRef;
 use mesh_api::crd::peer_authentication::MutualTlsMode;
-use mesh_api::crd::{ObjectRef, definition};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -175,7 +175,7 @@ impl StatusWriter {
             version: version.to_owned(),
             api_version: object.api_version.to_string(),
             kind: kind.as_str().to_owned(),
-            plural: definition::plural(kind),
+            plural: kind.plural(),
         };
         if kind.is_namespaced() {
             Api::namespaced_with(self.client.clone(), &object.reference.namespace, &resource)

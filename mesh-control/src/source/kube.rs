@@ -140,7 +140,7 @@ fn policy_resource(kind: Kind) -> Resource {
     Resource {
         group: kind.group(),
         versions: definition::served_versions(kind),
-        plural: definition::plural(kind),
+        plural: kind.plural(),
     }
 }
 

@@ -3,13 +3,14 @@
 mod cluster;
 mod workloads;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use mesh_api::model::Locality;
 use mesh_api::names::WorkloadId;
+use smallvec::SmallVec;
 
 use super::ranges::Ranges;
 use super::service::ServiceId;
@@ -44,7 +45,7 @@ pub struct Registry {
     /// Workloads by namespace, then name.
     namespaces: HashMap<Arc<str>, BTreeMap<Arc<str>, Arc<Workload>>>,
     /// Workloads and listed endpoints at an address.
-    at_address: HashMap<IpAddr, BTreeSet<Occupant>>,
+    at_address: HashMap<IpAddr, SmallVec<[Occupant; 1]>>,
     /// Workloads that are endpoints of a service because of their labels.
     selected: HashMap<ServiceId, BTreeMap<Arc<str>, Arc<Workload>>>,
     /// EndpointSlices by namespace and name of their Service.
@@ -160,8 +161,7 @@ impl Registry {
             }
             Members::Listed(list) => {
                 for (position, address) in list.iter().enumerate().filter_map(|(i, w)| Some((i, w.ip()?))) {
-                    let occupant = Occupant::Listed(id.clone(), position);
-                    self.at_address.entry(address).or_default().insert(occupant);
+                    self.enter(address, Occupant::Listed(id.clone(), position));
                 }
             }
         }
@@ -237,9 +237,17 @@ impl Registry {
         touched.extend(unknown.map(key::address));
     }
 
+    /// Occupants are kept in order, so that it does not matter who came first.
+    fn enter(&mut self, address: IpAddr, occupant: Occupant) {
+        let occupants = self.at_address.entry(address).or_default();
+        if let Err(at) = occupants.binary_search(&occupant) {
+            occupants.insert(at, occupant);
+        }
+    }
+
     fn leave(&mut self, address: IpAddr, occupant: &Occupant) {
         if let Some(occupants) = self.at_address.get_mut(&address) {
-            occupants.remove(occupant);
+            occupants.retain(|other| other != occupant);
             if occupants.is_empty() {
                 self.at_address.remove(&address);
             }

@@ -234,9 +234,9 @@ impl ServicePort {
     #[must_use]
     pub fn at(&self, workload: &Workload) -> Option<u16> {
         match &self.target {
-            Target::NamedOr(number) => Some(workload.ports.get(&self.name).copied().unwrap_or(*number)),
+            Target::NamedOr(number) => Some(workload.port(&self.name).unwrap_or(*number)),
             Target::Number(number) => Some(*number),
-            Target::Name(name) => workload.ports.get(name).copied(),
+            Target::Name(name) => workload.port(name),
         }
     }
 }

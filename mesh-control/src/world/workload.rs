@@ -10,6 +10,7 @@ use mesh_api::names::WorkloadId;
 
 use super::Age;
 use super::service::shared_labels;
+use super::texts::Texts;
 use crate::source::cluster;
 
 const TLS_MODE: &str = "security.istio.io/tlsMode";
@@ -38,7 +39,7 @@ pub struct Workload {
     /// The Node that it runs on.
     pub node: Option<Arc<str>>,
     /// Its ports by the names of service ports.
-    pub ports: BTreeMap<Arc<str>, u16>,
+    pub ports: Box<[(Arc<str>, u16)]>,
     /// Its labels: of the spec, and of the object where the spec does not say.
     pub labels: Labels,
     /// Where it runs.
@@ -145,7 +146,7 @@ impl Workload {
             shares_address: false,
             ready: true,
             node: None,
-            ports: BTreeMap::new(),
+            ports: Box::default(),
             labels: Labels::new(),
             locality: Locality {
                 zone: zone.unwrap_or_default().into(),
@@ -165,12 +166,16 @@ impl Workload {
 
     /// Keeps of a Pod what the compiler asks for; `None` for one that has ended.
     #[must_use]
-    pub fn of_pod(pod: &cluster::Pod) -> Option<Self> {
+    pub fn of_pod(pod: &cluster::Pod, texts: &mut Texts) -> Option<Self> {
         if pod.has_ended() {
             return None;
         }
         let metadata = &pod.metadata;
-        let labels = shared_labels(&metadata.labels);
+        let labels: Labels = metadata
+            .labels
+            .iter()
+            .map(|(name, value)| (texts.share(name), texts.share(value)))
+            .collect();
         let mut addresses = pod.addresses().into_iter();
         let account = match pod.spec.service_account_name.as_str() {
             "" => "default",
@@ -183,9 +188,13 @@ impl Workload {
         Some(Self {
             id: WorkloadId {
                 name: metadata.name.as_str().into(),
-                namespace: metadata.namespace.as_str().into(),
+                namespace: texts.share(&metadata.namespace),
             },
-            owner: labels.get(WORKLOAD_NAME).cloned().unwrap_or_else(|| owner(metadata)),
+            owner: texts.share(
+                labels
+                    .get(WORKLOAD_NAME)
+                    .map_or_else(|| owner(metadata), |name| &**name),
+            ),
             origin: Origin::Pod,
             address: addresses.next().map(Address::Ip),
             further: addresses.collect(),
@@ -193,20 +202,27 @@ impl Workload {
             ready: pod.is_ready(),
             node: Some(pod.spec.node_name.as_str())
                 .filter(|name| !name.is_empty())
-                .map(Arc::from),
+                .map(|name| texts.share(name)),
             ports: ports
-                .map(|port| (port.name.as_str().into(), port.container_port))
+                .map(|port| (texts.share(&port.name), port.container_port))
                 .collect(),
             locality: labels
                 .get(LOCALITY)
                 .map(|text| parse_locality(&text.replace('.', "/")))
                 .unwrap_or_default(),
             weight: 1,
-            service_account: Some(account.into()),
+            service_account: Some(texts.share(account)),
             meshed: labels.get(TLS_MODE).is_some_and(|mode| &**mode == "istio")
                 || metadata.annotations.contains_key(SIDECAR_STATUS),
             labels,
         })
+    }
+
+    /// The port that it has under a name.
+    #[must_use]
+    pub fn port(&self, name: &str) -> Option<u16> {
+        let named = self.ports.iter().find(|(known, _)| **known == *name);
+        named.map(|(_, number)| *number)
     }
 
     /// Its address, if it is not a name.
@@ -227,9 +243,11 @@ impl Workload {
 
 /// Name of what a Pod belongs to, as metrics have it: the Deployment of its ReplicaSet, the CronJob of its Job, else what
 /// controls it, else the Pod itself.
-fn owner(metadata: &cluster::Metadata) -> Arc<str> {
-    let Some(owner) = metadata.owner_references.iter().find(|owner| owner.controller) else {
-        return metadata.name.as_str().into();
+fn owner(metadata: &cluster::Metadata) -> &str {
+    let mut owners = metadata.owner_references.iter();
+    // A static pod is its Node's, which says nothing about it.
+    let Some(owner) = owners.find(|owner| owner.controller && owner.kind != "Node") else {
+        return &metadata.name;
     };
     let name = owner.name.as_str();
     let shorter = match owner.kind.as_str() {
@@ -244,7 +262,7 @@ fn owner(metadata: &cluster::Metadata) -> Arc<str> {
             .map(|(name, _)| name),
         _ => None,
     };
-    shorter.filter(|shorter| !shorter.is_empty()).unwrap_or(name).into()
+    shorter.filter(|shorter| !shorter.is_empty()).unwrap_or(name)
 }
 
 /// An address or a name; paths of Unix sockets are not supported, as validation says.

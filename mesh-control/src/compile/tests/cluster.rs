@@ -459,6 +459,7 @@ fn workloads_are_called_as_their_owners() {
         ("ReplicaSet, name: shop-7d4b", "app: shop", "shop-7d4b"),
         ("StatefulSet, name: db", "app: db", "db"),
         ("DaemonSet, name: agent", "app: agent", "agent"),
+        ("Node, name: node-1", "app: agent", "p"),
         ("Job, name: report-28123456", "app: report", "report"),
         ("Job, name: migrate-1", "app: migrate", "migrate-1"),
         ("Job, name: once", "app: x", "once"),

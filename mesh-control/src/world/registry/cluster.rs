@@ -88,7 +88,7 @@ impl Registry {
     fn enter_place(&mut self, id: &Id, name: &Arc<str>, place: &super::Place, touched: &mut HashSet<Key>) {
         if let Some(address) = place.unknown.as_ref().and_then(|workload| workload.ip()) {
             let occupant = Occupant::Placed(id.0.clone(), id.1.clone(), name.clone());
-            self.at_address.entry(address).or_default().insert(occupant);
+            self.enter(address, occupant);
             touched.insert(key::address(address));
         }
     }

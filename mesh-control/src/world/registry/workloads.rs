@@ -58,8 +58,7 @@ impl Registry {
         for (workload, there) in [(old, false), (new, true)] {
             for address in workload.iter().flat_map(|workload| workload.own_addresses()) {
                 if there {
-                    let occupants = self.at_address.entry(address).or_default();
-                    occupants.insert(Occupant::Workload(id.clone()));
+                    self.enter(address, Occupant::Workload(id.clone()));
                 } else {
                     self.leave(address, &Occupant::Workload(id.clone()));
                 }
